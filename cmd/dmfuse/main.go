@@ -1,0 +1,18 @@
+// Command dmfuse is device-mapper without the kernel: the daemon, its command
+// line, and dmsetup when called by that name.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.Getenv}
+	code := a.run(ctx, os.Args)
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+)
+
+// version of the program; the linker may set it.
+var version = "0.1.0"
+
+// run is the whole program: the arguments, with the name it was called by,
+// give an exit code.
+func (a *app) run(ctx context.Context, argv []string) int {
+	root := newRootCommand(a)
+	root.SetArgs(argv[1:])
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	// What cobra itself finds (unknown verb or flag, wrong number of
+	// arguments) is a usage error; verbs return failures of their own.
+	a.report(err)
+	return exitCode(err)
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "dmfuse",
+		Short:         "device-mapper without the kernel: snapshots and mirrors of disk images as files",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetIn(a.stdin)
+	f := root.PersistentFlags()
+	f.BoolVarP(&a.json, "json", "J", false, "answer in JSON")
+	f.BoolVarP(&a.noHeadings, "noheadings", "n", false, "tables without headings")
+	f.BoolVarP(&a.bytes, "bytes", "b", false, "sizes in bytes")
+	f.BoolVar(&a.noAutostart, "no-autostart", false, "never start a daemon")
+	f.StringVar(&a.runDirFlag, "run-dir", "", "run directory (DMFUSE_RUN_DIR)")
+	f.StringVar(&a.socketFlag, "socket", "", "control socket (DMFUSE_SOCKET)")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%w", err) })
+	root.AddCommand(peopleCommands(a)...)
+	return root
+}
+
+// asUsage marks an argument error of cobra as a usage error.
+func asUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			var f *failure
+			if errors.As(err, &f) {
+				return err
+			}
+			return usagef("%w\n  usage: dmfuse %s", err, cmd.Use)
+		}
+		return nil
+	}
+}

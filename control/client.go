@@ -1,0 +1,264 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+)
+
+// Client talks to one daemon. It may be used from several goroutines.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a client for the daemon behind that socket; it connects at
+// the first request.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// Socket is the path of the socket.
+func (c *Client) Socket() string { return c.socket }
+
+// Close drops the idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Version asks who the daemon is. It is the only request that a daemon of
+// another protocol answers.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	var v Version
+	err := c.call(ctx, http.MethodGet, "/v1/version", nil, nil, &v)
+	return v, err
+}
+
+// Targets lists the types of targets, by name.
+func (c *Client) Targets(ctx context.Context) ([]TargetType, error) {
+	var r TargetsReply
+	err := c.call(ctx, http.MethodGet, "/v1/targets", nil, nil, &r)
+	return r.Targets, err
+}
+
+// Devices lists the devices by name, in byte order.
+func (c *Client) Devices(ctx context.Context) ([]Info, error) {
+	var r DeviceList
+	err := c.call(ctx, http.MethodGet, "/v1/devices", nil, nil, &r)
+	return r.Devices, err
+}
+
+// Info describes one device, with the number of targets of its inactive table
+// if asked for that.
+func (c *Client) Info(ctx context.Context, key Key, inactive bool) (Info, error) {
+	var r Info
+	err := c.call(ctx, http.MethodGet, "/v1/device", query(key, flag("inactive", inactive)), nil, &r)
+	return r, err
+}
+
+// Table gives the table lines of a device.
+func (c *Client) Table(ctx context.Context, key Key, inactive bool) (StatusReply, error) {
+	var r StatusReply
+	err := c.call(ctx, http.MethodGet, "/v1/device/table", query(key, flag("inactive", inactive)), nil, &r)
+	return r, err
+}
+
+// Status gives the status lines of a device; with noflush it does not wait
+// for anything to be committed first.
+func (c *Client) Status(ctx context.Context, key Key, inactive, noflush bool) (StatusReply, error) {
+	var r StatusReply
+	q := query(key, flag("inactive", inactive), flag("noflush", noflush))
+	err := c.call(ctx, http.MethodGet, "/v1/device/status", q, nil, &r)
+	return r, err
+}
+
+// Deps lists the lower devices, most recently opened first.
+func (c *Client) Deps(ctx context.Context, key Key, inactive bool) (DepsReply, error) {
+	var r DepsReply
+	err := c.call(ctx, http.MethodGet, "/v1/device/deps", query(key, flag("inactive", inactive)), nil, &r)
+	return r, err
+}
+
+// Apply runs the steps in order inside the daemon, all or nothing.
+func (c *Client) Apply(ctx context.Context, steps ...Step) (ApplyReply, error) {
+	var r ApplyReply
+	err := c.call(ctx, http.MethodPost, "/v1/apply", nil, ApplyRequest{Steps: steps}, &r)
+	return r, err
+}
+
+// Message sends words to the target at a sector of the live table.
+func (c *Client) Message(ctx context.Context, key Key, sector uint64, words []string) (string, error) {
+	var r MessageReply
+	err := c.call(ctx, http.MethodPost, "/v1/device/message", query(key), MessageRequest{Sector: sector, Words: words}, &r)
+	return r.Text, err
+}
+
+// Wait returns when the event number of the device differs from nr.
+func (c *Client) Wait(ctx context.Context, key Key, nr uint32) (uint32, error) {
+	var r WaitReply
+	q := query(key, func(v url.Values) { v.Set("event_nr", strconv.FormatUint(uint64(nr), 10)) })
+	err := c.call(ctx, http.MethodGet, "/v1/device/wait", q, nil, &r)
+	return r.EventNr, err
+}
+
+// Discard tells the device that n bytes at off are not needed; n -1 means up
+// to the end. What they read as later depends on the target.
+func (c *Client) Discard(ctx context.Context, key Key, off, n int64) error {
+	return c.call(ctx, http.MethodPost, "/v1/device/discard", query(key), RangeRequest{OffsetBytes: off, LengthBytes: n}, nil)
+}
+
+// Flush makes everything written to the device durable.
+func (c *Client) Flush(ctx context.Context, key Key) error {
+	return c.call(ctx, http.MethodPost, "/v1/device/flush", query(key), struct{}{}, nil)
+}
+
+// RemoveAll removes every device that is not open and names those that stayed.
+func (c *Client) RemoveAll(ctx context.Context) ([]string, error) {
+	var r RemoveAllReply
+	err := c.call(ctx, http.MethodPost, "/v1/remove-all", nil, struct{}{}, &r)
+	return r.Skipped, err
+}
+
+// Shutdown ends the daemon. It returns when the daemon has flushed and
+// unmounted everything, or why it refused.
+func (c *Client) Shutdown(ctx context.Context, force bool) error {
+	return c.call(ctx, http.MethodPost, "/v1/shutdown", nil, ShutdownRequest{Force: force}, nil)
+}
+
+// Events calls fn for every event from now on, until the context ends, fn
+// returns an error, or the daemon goes. Ready, if not nil, is called once the
+// daemon has begun to listen: no event after that is missed.
+func (c *Client) Events(ctx context.Context, ready func(), fn func(Event) error) error {
+	resp, err := c.send(ctx, http.MethodGet, "/v1/events", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if ready != nil {
+		ready()
+	}
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var e Event
+		if err := dec.Decode(&e); err != nil {
+			if ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return ctx.Err()
+			}
+			return err
+		}
+		if err := fn(e); err != nil {
+			return err
+		}
+	}
+}
+
+func flag(name string, set bool) func(url.Values) {
+	return func(v url.Values) {
+		if set {
+			v.Set(name, "1")
+		}
+	}
+}
+
+func query(key Key, add ...func(url.Values)) url.Values {
+	v := url.Values{}
+	if key.Name != "" {
+		v.Set("name", key.Name)
+	}
+	if key.UUID != "" {
+		v.Set("uuid", key.UUID)
+	}
+	if key.Minor != nil {
+		v.Set("minor", strconv.Itoa(*key.Minor))
+	}
+	for _, f := range add {
+		f(v)
+	}
+	return v
+}
+
+// call sends a request and decodes the reply into out, if out is not nil.
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
+	resp, err := c.send(ctx, method, path, q, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return c.lost(ctx, err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, q url.Values, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	u := url.URL{Scheme: "http", Host: "dmfuse", Path: path, RawQuery: q.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(ProtocolHeader, strconv.Itoa(Protocol))
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.lost(ctx, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		return nil, replyError(resp)
+	}
+	return resp, nil
+}
+
+// lost says why there is no reply.
+func (c *Client) lost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, errno := range []syscall.Errno{syscall.ECONNREFUSED, syscall.ENOENT} {
+		if errors.Is(err, errno) {
+			return Errorf(CodeNoDaemon, "no daemon answers on %s: %v", c.socket, errno)
+		}
+	}
+	if errors.Is(err, syscall.EACCES) {
+		return Errorf(CodePermission, "the socket %s belongs to another user", c.socket)
+	}
+	return Errorf(CodeNoDaemon, "the daemon on %s went away without an answer: %v", c.socket, err)
+}
+
+func replyError(resp *http.Response) error {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	var r ErrorReply
+	if err := json.Unmarshal(b, &r); err != nil || r.Error == nil {
+		return Errorf(CodeProtocol, "what answers is no dmfuse daemon of this protocol: %s: %s", resp.Status, firstLine(b))
+	}
+	return r.Error
+}
+
+func firstLine(b []byte) string {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return fmt.Sprintf("%.200s", line)
+}
