@@ -1,0 +1,64 @@
+package mapper
+
+import (
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
+	"github.com/sirupsen/logrus"
+)
+
+// Options is what a [Manager] is made from. The zero value of every field but
+// Types has a documented meaning.
+type Options struct {
+	// Types are the target types that tables may name. Required.
+	Types *target.Set
+
+	// OpenLower opens a file or block device by path. See [PoolOpener].
+	OpenLower func(path string, write bool) (target.Lower, error)
+
+	// OpenNumber opens a block device by its number. Nil: there are none.
+	OpenNumber func(major, minor uint32, write bool) (target.Lower, error)
+
+	// Guard watches a file that must not change and calls broken when a
+	// foreign writer opens it ([blockdev.Pool.Guard]). Nil: not available.
+	Guard func(path string, broken func(blockdev.ID)) (release func(), err error)
+
+	// Log takes what a person should know. Nil: nothing is logged.
+	Log logrus.FieldLogger
+
+	// Major is the major number printed for mapped devices. 0: the one kept in
+	// StateDir for this boot, else the highest block major below 255 that
+	// /proc/devices does not list.
+	Major int
+
+	// MountDir is where the devices are visible as files: a path directly
+	// below it in a table is the name of a device. Empty: no such paths.
+	MountDir string
+
+	// StateDir holds the records that a restart is made from (promise 9).
+	// Empty: nothing is kept.
+	StateDir string
+
+	// Attr is the owner and mode that a new device starts with. A Mode of 0
+	// is 0600.
+	Attr Attr
+
+	// ReleaseWait is how long Remove waits for the late release of a file that
+	// is closed already. 0: 250 ms. Negative: not at all.
+	ReleaseWait time.Duration
+
+	// Host is where facts about this machine are read. The zero value is the
+	// real one; tests set their own.
+	Host Host
+
+	// now is the clock of times shown to people.
+	now func() time.Time
+}
+
+// Host names the files that describe the machine. Empty fields are the real
+// ones.
+type Host struct {
+	Proc string // "/proc": devices, self/mountinfo, sys/kernel/random/boot_id
+	Sys  string // "/sys": dev/block
+}
