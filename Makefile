@@ -1,0 +1,148 @@
+# Every check of the project is a target here; .ci/run only calls them.
+# "make help" lists them. Nothing here needs the network once the modules and
+# the Debian packages of .ci/packages are there.
+
+# One shell per recipe, stop at the first failure, also inside a pipe.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := build
+
+GO ?= go
+# Tools are pinned in a module of their own.
+TOOL := $(GO) tool -modfile=tools/go.mod
+
+# Packages that need the real program, root, FUSE or loop devices. They have the
+# machine to themselves: loop devices and CPU time are shared by all of them.
+ROOTPKGS := ./tests/mount ./tests/cli ./tests/crash ./tests/stress
+# Only those that exist, and have tests.
+rootpkgs = $(shell for p in $(ROOTPKGS); do ls $$p/*_test.go >/dev/null 2>&1 && echo $$p; done)
+# Everything else: pure Go, no root, offline.
+unitpkgs = $(shell $(GO) list ./... | grep -vE '/tests/(mount|cli|crash|stress|kernel|bench)(/|$$)')
+
+# Time limits are shorter than those of CI, so that a hang prints the stacks of
+# all goroutines instead of a killed job.
+UNIT_TIMEOUT ?= 5m
+ROOT_TIMEOUT ?= 6m
+LONG_TIMEOUT ?= 60m
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# --- build -------------------------------------------------------------------
+
+# CGO_ENABLED=0  one static binary, runs in any container and in micro VMs
+# -trimpath      no path of the machine that built it
+# -buildvcs      "dmfuse version" names the commit; auto: also builds outside git
+.PHONY: build
+build: ## bin/dmfuse, and bin/dmsetup that links to it
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -o bin/dmfuse ./cmd/dmfuse
+	ln -sfn dmfuse bin/dmsetup
+
+# --- quick checks ------------------------------------------------------------
+
+.PHONY: check
+check: fmt vet staticcheck layers unit ## all that is quick and needs no root
+
+.PHONY: fmt
+fmt: ## gofmt: prints what differs, and fails
+	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard -- '*.go' | while read -r f; do [ -e "$$f" ] && echo "$$f"; done))
+	if [ -n "$$out" ]; then echo "gofmt -w needed:"; echo "$$out"; exit 1; fi
+
+.PHONY: vet
+vet: ## go vet
+	$(GO) vet ./...
+
+.PHONY: staticcheck
+staticcheck: ## staticcheck, pinned in tools/go.mod
+	$(TOOL) staticcheck ./...
+
+# -count=1  never from the cache: the answer depends on files go test does not see
+.PHONY: layers
+layers: ## import rules and the project's own lint
+	$(GO) test -count=1 -timeout 2m ./tests
+
+# --- tests -------------------------------------------------------------------
+
+.PHONY: test
+test: unit test-root ## unit tests, then those with the real program: mounts, command line, crash and stress (short)
+
+.PHONY: unit
+unit: ## all packages that need neither root nor FUSE; includes the kernel vectors
+	$(GO) test -timeout $(UNIT_TIMEOUT) $(unitpkgs)
+
+# -p 1      one package at a time: they mount, use loop devices and kill daemons
+# -count=1  never from the cache: the kernel below is part of what is tested
+.PHONY: test-root
+test-root: ## tests with the real program; skips what the machine cannot do, refuses to skip under CI=true
+	@[ -n "$(rootpkgs)" ] || { echo "no tests with the real program"; exit 1; }
+	tests/leftovers.sh mark
+	rc=0; $(GO) test -p 1 -count=1 -timeout $(ROOT_TIMEOUT) $(rootpkgs) || rc=$$?
+	tests/leftovers.sh check || rc=1
+	exit $$rc
+
+# DMFUSE_KERNEL=1  the suite boots kernels only when asked to
+.PHONY: test-kernel
+test-kernel: ## stores exchanged with a real Linux kernel (package user-mode-linux), both ways
+	DMFUSE_KERNEL=1 $(GO) test -count=1 -timeout 10m ./tests/kernel
+
+# DMFUSE_LONG=1  more rounds, larger devices, more seeds in every suite
+.PHONY: test-long
+test-long: ## what takes longer than CI can wait for: every suite with DMFUSE_LONG=1
+	tests/leftovers.sh mark
+	rc=0
+	DMFUSE_LONG=1 $(GO) test -count=1 -timeout $(LONG_TIMEOUT) $(unitpkgs) || rc=$$?
+	DMFUSE_LONG=1 $(GO) test -p 1 -count=1 -timeout $(LONG_TIMEOUT) $(rootpkgs) || rc=$$?
+	DMFUSE_LONG=1 DMFUSE_KERNEL=1 $(GO) test -count=1 -timeout 30m ./tests/kernel || rc=$$?
+	tests/leftovers.sh check || rc=1
+	exit $$rc
+
+# -race   the race detector; needs cgo and a C compiler
+# -short  the same tests with fewer rounds: the detector is about ten times slower.
+# The suite with the real program builds the daemon with the detector too.
+.PHONY: race
+race: ## race detector over the unit tests and, with a daemon built with it, the stress test
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $(unitpkgs)
+	if ls tests/stress/*_test.go >/dev/null 2>&1; then CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) ./tests/stress; fi
+
+# Each fuzz target for FUZZTIME; go test takes one target at a time.
+FUZZTIME ?= 10s
+.PHONY: fuzz
+fuzz: ## every Fuzz target for FUZZTIME (10s)
+	@for p in $$($(GO) list -f '{{.Dir}}' ./...); do
+	  for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$p"/*_test.go 2>/dev/null | sed 's/func //'); do
+	    echo "== $${p#$(CURDIR)/} $$f"
+	    $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$p"
+	  done
+	done
+
+# -run '^$$'  no tests, only benchmarks
+.PHONY: bench
+bench: build ## micro benchmarks, then end to end beside the peers (tests/bench)
+	$(GO) test -run '^$$' -bench . -benchmem $(unitpkgs) | grep -vE '^(ok|PASS|\?)'
+	if [ -x tests/bench/run.sh ]; then tests/bench/run.sh; fi
+
+.PHONY: cover
+cover: ## coverage of the unit tests, by function, worst last
+	mkdir -p bin
+	$(GO) test -timeout $(UNIT_TIMEOUT) -coverpkg=./... -coverprofile=bin/cover.out $(unitpkgs) >/dev/null
+	$(GO) tool cover -func=bin/cover.out | sort -k3 -rn
+
+.PHONY: demo
+demo: build ## the program shown at work; IMG=path takes an image of yours
+	tests/demo/demo.sh
+
+# --- order -------------------------------------------------------------------
+
+.PHONY: leftovers
+leftovers: ## fails when a dmfuse mount, loop device or daemon is left that was not there at "make leftovers-mark"
+	tests/leftovers.sh check
+
+.PHONY: leftovers-mark
+leftovers-mark: ## remembers what is there now, for "make leftovers"
+	tests/leftovers.sh mark
+
+.PHONY: clean
+clean: ## removes what make made
+	rm -rf bin bench-out
