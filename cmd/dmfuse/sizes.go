@@ -66,27 +66,13 @@ func (f *sizeFlag) Set(text string) error {
 	return nil
 }
 
-// formatSize prints bytes for people: exact where a unit divides them, one
-// decimal otherwise, as lsblk does ("512", "4K", "1.5G").
+// formatSize prints bytes for people, with at most one decimal ("512 bytes",
+// "4 KiB", "1.5 GiB").
 func formatSize(n int64) string {
-	const units = "KMGT"
 	if n < 1024 {
-		return strconv.FormatInt(n, 10)
+		return fmt.Sprintf("%d bytes", n)
 	}
-	v, u := float64(n)/1024, 0
-	for v >= 1023.95 && u < len(units)-1 {
-		v /= 1024
-		u++
-	}
-	return strings.TrimSuffix(strconv.FormatFloat(v, 'f', 1, 64), ".0") + units[u:u+1]
-}
-
-// sizeText is a size as the tables for people show it: bytes with -b.
-func sizeText(n int64, inBytes bool) string {
-	if inBytes {
-		return strconv.FormatInt(n, 10)
-	}
-	return formatSize(n)
+	return (&app{}).size(n)
 }
 
 // chunkSizeMax is the largest chunk size of a snapshot, in bytes (kernel:
@@ -96,8 +82,7 @@ const chunkSizeMax = 1 << 30
 // checkChunkSize refuses a chunk size that no snapshot can have, in bytes.
 // blockSizes are the logical block sizes of the origin and of the COW device.
 func checkChunkSize(chunk int64, blockSizes ...int) error {
-	switch {
-	case chunk < 512 || chunk > chunkSizeMax || chunk&(chunk-1) != 0:
+	if chunk < 512 || chunk > chunkSizeMax || chunk&(chunk-1) != 0 {
 		return fmt.Errorf("a chunk size of %s is not possible: it is a power of two from 512 bytes to 1g; 4k suits most uses", formatSize(chunk))
 	}
 	for _, b := range blockSizes {

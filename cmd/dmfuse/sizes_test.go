@@ -31,10 +31,9 @@ func TestParseSize_RefusesWhatIsNoSize(t *testing.T) {
 	}
 }
 
-func TestFormatSize_IsShortAndNeverOver1024(t *testing.T) {
+func TestFormatSize(t *testing.T) {
 	for n, want := range map[int64]string{
-		0: "0", 511: "511", 1023: "1023", 1024: "1K", 4096: "4K", 1536: "1.5K", 1 << 20: "1M", 1<<20 - 1: "1M",
-		3 << 29: "1.5G", 5 << 40: "5T", 5000 << 40: "5000T",
+		0: "0 bytes", 511: "511 bytes", 1024: "1 KiB", 4096: "4 KiB", 1536: "1.5 KiB", 3 << 29: "1.5 GiB", 5 << 40: "5 TiB",
 	} {
 		if got := formatSize(n); got != want {
 			t.Errorf("formatSize(%d) = %q, want %q", n, got, want)
