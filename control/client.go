@@ -96,6 +96,15 @@ func (c *Client) Apply(ctx context.Context, steps ...Step) (ApplyReply, error) {
 	return r, err
 }
 
+// Do does one operation on one device as the kernel does it: what a failing
+// operation changed on its way (a resume that left the device suspended)
+// stays. Verbs that must leave nothing half done use Apply.
+func (c *Client) Do(ctx context.Context, st Step) (StepResult, error) {
+	var r StepResult
+	err := c.call(ctx, http.MethodPost, "/v1/device/"+st.Op, nil, st, &r)
+	return r, err
+}
+
 // Message sends words to the target at a sector of the live table.
 func (c *Client) Message(ctx context.Context, key Key, sector uint64, words []string) (string, error) {
 	var r MessageReply

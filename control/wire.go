@@ -83,8 +83,8 @@ const (
 	OpSuspend = "suspend" // undone by resuming, with the table that was live
 	OpResume  = "resume"  // brings the inactive table in; undone by loading the old table and resuming
 	OpRename  = "rename"  // undone by renaming back
-	OpSetUUID = "setuuid" // cannot be undone: only as the last step
-	OpRemove  = "remove"  // cannot be undone: only after every step that can be
+	OpSetUUID = "setuuid" // cannot be undone: a failure after it undoes only what came after
+	OpRemove  = "remove"  // cannot be undone, as OpSetUUID
 	OpAttr    = "attr"    // mode and owner of the file; undone
 )
 
@@ -125,6 +125,7 @@ type Info struct {
 	Mode           uint32 `json:"mode"`
 	UID            uint32 `json:"uid"`
 	GID            uint32 `json:"gid"`
+	Problem        string `json:"problem,omitempty"` // why a restart could not bring its tables back
 }
 
 // DeviceList is every device, by name in byte order.
@@ -196,6 +197,7 @@ type Event struct {
 	Kind   string    `json:"kind"`
 	Number uint32    `json:"number"` // event number of the device
 	Text   string    `json:"text,omitempty"`
+	Missed uint64    `json:"missed,omitempty"` // events before this one that this listener was too slow for
 }
 
 // TargetType is a type of target the daemon knows.

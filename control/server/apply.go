@@ -1,0 +1,141 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/sirupsen/logrus"
+)
+
+// undoLimit is how long the undoing of an apply may take in all.
+const undoLimit = 60 * time.Second
+
+// single makes the handler of one operation on one device, as the kernel does
+// it: what a failing operation changed on its way stays.
+func (s *Server) single(op string) handler {
+	return func(r *http.Request) (any, error) {
+		var st control.Step
+		if err := body(r, &st); err != nil {
+			return nil, err
+		}
+		if st.Op != "" && st.Op != op {
+			return nil, control.Errorf(control.CodeInvalid, "the body says op %q, the path %q", st.Op, op)
+		}
+		st.Op = op
+		res, _, err := s.step(r.Context(), st)
+		if err != nil {
+			return nil, stepError(err, -1, st, nil)
+		}
+		return res, nil
+	}
+}
+
+// applySteps runs a list of steps, all or nothing.
+func (s *Server) applySteps(r *http.Request) (any, error) {
+	var req control.ApplyRequest
+	if err := body(r, &req); err != nil {
+		return nil, err
+	}
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	run := &applyRun{s: s, made: map[string]int{}}
+	defer run.close(r.Context())
+	for i, st := range req.Steps {
+		// The caller may have gone between two steps.
+		if err := r.Context().Err(); err != nil {
+			return nil, run.fail(r.Context(), err, i, st)
+		}
+		res, back, err := s.step(r.Context(), st)
+		run.note(st, res, back, err)
+		if err != nil {
+			return nil, run.fail(r.Context(), err, i, st)
+		}
+		run.reply.Results = append(run.reply.Results, res)
+	}
+	run.finished = true
+	return run.reply, nil
+}
+
+// applyRun is one apply under way.
+type applyRun struct {
+	s        *Server
+	reply    control.ApplyReply
+	undos    []*undo
+	made     map[string]int // minors of the devices made by this apply
+	stands   string         // the last step that cannot be undone
+	finished bool           // all steps done, or undone
+}
+
+// note keeps how to take back what a step did.
+func (a *applyRun) note(st control.Step, res control.StepResult, back *undo, err error) {
+	switch {
+	case err == nil && (st.Op == control.OpRemove || st.Op == control.OpSetUUID):
+		// What came before cannot be taken back without losing more.
+		a.stands = st.Op + " of " + keyText(st.Key)
+		a.undos = nil
+		return
+	case st.Op == control.OpCreate && res.Device != nil:
+		a.made[st.Name] = res.Device.Minor
+	case st.Op != control.OpCreate && a.isMade(st.Name):
+		return // the device goes as a whole
+	}
+	if back != nil {
+		a.undos = append(a.undos, back)
+	}
+}
+
+func (a *applyRun) isMade(name string) bool {
+	_, ok := a.made[name]
+	return ok
+}
+
+// fail takes everything back and says what went wrong in which step.
+func (a *applyRun) fail(ctx context.Context, err error, i int, st control.Step) error {
+	var minor *int
+	if n, ok := a.made[st.Name]; ok && st.Name != "" {
+		minor = &n
+	}
+	e := stepError(err, i, st, minor)
+	e.Undo = a.undoAll(ctx)
+	return e
+}
+
+// undoAll runs the notes in reverse order and says which failed. It goes on
+// when the caller is gone.
+func (a *applyRun) undoAll(ctx context.Context) string {
+	a.finished = true
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	defer cancel()
+	var left []string
+	for i := len(a.undos) - 1; i >= 0; i-- {
+		if err := a.undos[i].run(ctx); err != nil {
+			left = append(left, fmt.Sprintf("%s: %v", a.undos[i].what, err))
+			a.s.log.WithFields(logrus.Fields{"step": a.undos[i].what}).WithError(err).Error("a step could not be undone")
+		}
+	}
+	if a.stands != "" {
+		left = append(left, a.stands+" and the steps before it stand")
+	}
+	return strings.Join(left, "; ")
+}
+
+// close takes everything back when the run ended in a panic.
+func (a *applyRun) close(ctx context.Context) {
+	if !a.finished {
+		a.undoAll(ctx)
+	}
+}
+
+// stepError adds to an error which step of which device it is about.
+func stepError(err error, i int, st control.Step, minor *int) *control.Error {
+	e := *wireError(err)
+	e.Step, e.Op, e.Minor = i, st.Op, minor
+	if e.Device == "" {
+		e.Device = keyText(st.Key)
+	}
+	return &e
+}

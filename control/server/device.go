@@ -1,0 +1,204 @@
+package server
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+// keyOf reads the device a request is about from its query.
+func keyOf(r *http.Request) (control.Key, error) {
+	q := r.URL.Query()
+	key := control.Key{Name: q.Get("name"), UUID: q.Get("uuid")}
+	if m := q.Get("minor"); m != "" {
+		n, err := strconv.Atoi(m)
+		if err != nil || n < 0 {
+			return key, control.Errorf(control.CodeInvalid, "minor=%q is no minor number", m)
+		}
+		key.Minor = &n
+	}
+	return key, nil
+}
+
+// device finds a device; its key must have exactly one mark.
+func (s *Server) device(key control.Key) (*mapper.Device, error) {
+	marks := 0
+	mk := mapper.Key{Name: key.Name, UUID: key.UUID, Minor: -1}
+	for _, set := range []bool{key.Name != "", key.UUID != "", key.Minor != nil} {
+		if set {
+			marks++
+		}
+	}
+	if marks != 1 {
+		return nil, control.Errorf(control.CodeInvalid, "a device is named by exactly one of name, uuid and minor; %d were given", marks)
+	}
+	if key.Minor != nil {
+		mk.Minor = *key.Minor
+	}
+	d, err := s.opts.Manager.Device(mk)
+	if err != nil {
+		e := *wireError(err)
+		e.Device = keyText(key)
+		return nil, &e
+	}
+	return d, nil
+}
+
+// keyText is a key for people.
+func keyText(key control.Key) string {
+	switch {
+	case key.Name != "":
+		return key.Name
+	case key.UUID != "":
+		return "uuid " + key.UUID
+	case key.Minor != nil:
+		return "minor " + strconv.Itoa(*key.Minor)
+	}
+	return ""
+}
+
+// onDevice makes a handler for a request about one device.
+func (s *Server) onDevice(r *http.Request) (*mapper.Device, error) {
+	key, err := keyOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.device(key)
+}
+
+func on(r *http.Request, flag string) bool {
+	v, err := strconv.ParseBool(r.URL.Query().Get(flag))
+	return v && err == nil
+}
+
+func (s *Server) infoOf(d *mapper.Device, inactive bool) control.Info {
+	i, a := d.Info(inactive), d.Attr()
+	mode := a.Mode
+	if mode == 0 {
+		mode = 0o600
+	}
+	return control.Info{
+		Name: i.Name, UUID: i.UUID, Major: i.Major, Minor: i.Minor, Path: s.opts.Path(i.Name),
+		SizeBytes: i.Size.Bytes(), Suspended: i.Suspended, ReadOnly: i.ReadOnly,
+		Live: i.Live, Inactive: i.Inactive, DeferredRemove: i.DeferredRemove,
+		OpenCount: i.OpenCount, EventNr: i.EventNr, Targets: i.Targets,
+		ReadAhead: i.ReadAhead, ReadAheadKnown: i.ReadAheadKnown,
+		Mode: mode, UID: a.UID, GID: a.GID, Problem: i.Problem,
+	}
+}
+
+func (s *Server) devices(*http.Request) (any, error) {
+	list := control.DeviceList{Devices: []control.Info{}}
+	for _, d := range s.opts.Manager.Devices() {
+		list.Devices = append(list.Devices, s.infoOf(d, false))
+	}
+	return list, nil
+}
+
+func (s *Server) info(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.infoOf(d, on(r, "inactive")), nil
+}
+
+func (s *Server) table(r *http.Request) (any, error)  { return s.lines(r, target.StatusTable) }
+func (s *Server) status(r *http.Request) (any, error) { return s.lines(r, target.StatusInfo) }
+
+func (s *Server) lines(r *http.Request, form target.StatusForm) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	inactive := on(r, "inactive")
+	reply := control.StatusReply{Device: s.infoOf(d, inactive), Targets: []control.TargetStatus{}}
+	for _, t := range d.Status(form, inactive, on(r, "noflush")) {
+		reply.Targets = append(reply.Targets, control.TargetStatus{
+			Start: uint64(t.Start), Length: uint64(t.Length), Type: t.Type, Params: t.Params,
+		})
+	}
+	return reply, nil
+}
+
+func (s *Server) deps(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	inactive := on(r, "inactive")
+	reply := control.DepsReply{Device: s.infoOf(d, inactive), Deps: []control.Dep{}}
+	for _, dep := range d.Deps(inactive) {
+		c := control.Dep{Major: dep.Major, Minor: dep.Minor, Name: dep.Name, Path: dep.Path}
+		if dep.Name == "" && dep.Major == 0 && dep.Minor == 0 {
+			c.Major, c.Minor = -1, -1
+		}
+		reply.Deps = append(reply.Deps, c)
+	}
+	return reply, nil
+}
+
+func (s *Server) wait(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	nr, err := strconv.ParseUint(r.URL.Query().Get("event_nr"), 10, 32)
+	if err != nil {
+		return nil, control.Errorf(control.CodeInvalid, "event_nr=%q is no event number", r.URL.Query().Get("event_nr"))
+	}
+	ctx, cancel := s.untilClosed(r)
+	defer cancel()
+	got, err := d.WaitEvent(ctx, uint32(nr))
+	if err != nil {
+		return nil, err
+	}
+	return control.WaitReply{EventNr: got}, nil
+}
+
+func (s *Server) message(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	var req control.MessageRequest
+	if err := body(r, &req); err != nil {
+		return nil, err
+	}
+	text, err := d.Message(r.Context(), blockdev.Sector(req.Sector), req.Words)
+	if err != nil {
+		return nil, err
+	}
+	return control.MessageReply{Text: text}, nil
+}
+
+func (s *Server) discard(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	var req control.RangeRequest
+	if err := body(r, &req); err != nil {
+		return nil, err
+	}
+	n := req.LengthBytes
+	if n < 0 {
+		n = d.Size() - req.OffsetBytes
+	}
+	if req.OffsetBytes < 0 || n < 0 || req.OffsetBytes+n > d.Size() {
+		return nil, control.Errorf(control.CodeRange, "bytes %d+%d do not lie within %s, which has %d", req.OffsetBytes, n, d.Name(), d.Size())
+	}
+	return nil, d.Discard(r.Context(), req.OffsetBytes, n)
+}
+
+func (s *Server) flush(r *http.Request) (any, error) {
+	d, err := s.onDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	return nil, d.Flush(r.Context())
+}

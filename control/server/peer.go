@@ -1,0 +1,66 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+type peerKey struct{}
+
+// peer is what the kernel says of the process at the other end.
+type peer struct {
+	cred *unix.Ucred
+	err  error
+}
+
+// peerContext notes who is at the other end of a connection.
+func peerContext(ctx context.Context, c net.Conn) context.Context {
+	cred, err := peerCred(c)
+	return context.WithValue(ctx, peerKey{}, peer{cred, err})
+}
+
+func peerCred(c net.Conn) (*unix.Ucred, error) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.New("the connection is no unix socket")
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	err = raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	return cred, errors.Join(err, cerr)
+}
+
+func peerUID(ctx context.Context) (uint32, error) {
+	p, ok := ctx.Value(peerKey{}).(peer)
+	if !ok {
+		return 0, errors.New("no connection")
+	}
+	if p.err != nil {
+		return 0, p.err
+	}
+	return p.cred.Uid, nil
+}
+
+// statFile says which file is under a path.
+func statFile(path string) (dev, ino uint64, err error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, 0, errors.New("no device and inode known")
+	}
+	return uint64(st.Dev), st.Ino, nil
+}
