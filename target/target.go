@@ -2,6 +2,7 @@ package target
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -103,3 +104,22 @@ type Suspender interface {
 type BaseWatcher interface {
 	BaseChanged(id blockdev.ID)
 }
+
+// PresuspendUndoer is a target that must know when a suspend is given up after
+// Presuspend, because its caller stopped waiting.
+type PresuspendUndoer interface {
+	PresuspendUndo()
+}
+
+// DeviceFlusher is a target whose Flush is nothing but a flush of some lower
+// devices. When all targets of a table are, the table flushes each distinct
+// device once (kernel: dm_target_has_flush_bypasses_map).
+type DeviceFlusher interface {
+	// FlushDevices lists them; none for a target that keeps nothing.
+	FlushDevices() []Lower
+}
+
+// ErrRequeue is the answer of a target that gives a request back unfinished.
+// During a suspend without flush the mapper queues the request again; at any
+// other time it is an I/O error (kernel: DM_MAPIO_REQUEUE).
+var ErrRequeue = fmt.Errorf("%w: request given back", blockdev.ErrIO)
