@@ -1,0 +1,203 @@
+package kcopyd
+
+import (
+	"math/bits"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// segment is a part of a job that is copied in one go.
+type segment struct {
+	job  *Job
+	off  blockdev.Sector // from the start of the job's regions
+	n    blockdev.Sector
+	buf  []byte // nil: zeros, nothing to read
+	next *segment
+
+	// Guarded by the client's lock, while in the list spread.
+	nextDest int  // the first destination nobody writes yet
+	pending  int  // destinations not written yet
+	failed   bool // a write failed
+}
+
+func (s *segment) bytes() int64 { return s.n.Bytes() }
+
+// nextSegmentLocked hands out the next segment, FIFO over the jobs and in
+// turns. It returns nil when there is nothing to start; with scan, the job at
+// the head must first be told about its holes.
+func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
+	j := c.queue.head
+	if j == nil || c.starved {
+		return nil, nil
+	}
+	if j.progress == j.runEnd {
+		c.queue.remove(j)
+		j.scanning = true
+		return nil, j
+	}
+	n := j.runEnd - j.progress
+	var buf []byte
+	if j.runHole {
+		n = min(n, blockdev.SectorsIn(zeroBytes))
+	} else {
+		n = min(n, j.limit)
+		size := n.Bytes()
+		buf = c.buf.take(int((size + PageSize - 1) / PageSize))
+		if buf == nil { // all or nothing, and the head stays the head (rule 2)
+			c.starved = true
+			c.stats.BufferWaits++
+			return nil, nil
+		}
+		buf = buf[:size]
+	}
+	seg = c.newSegmentLocked()
+	*seg = segment{job: j, off: j.progress, n: n, buf: buf}
+	j.progress += n
+	j.active++
+	c.stats.InFlight++
+	c.queue.remove(j)
+	if j.moreLocked() && j.active < maxSubJobs {
+		c.queue.pushTail(j)
+	}
+	return seg, nil
+}
+
+// scan asks the source whether the bytes at the job's progress are a hole, and
+// how far that goes. Called without the lock, returns with it.
+func (c *Client) scan(j *Job) {
+	at := j.progress // nobody hands out segments while scanning
+	left := (j.total - at).Bytes()
+	length, hole, err := blockdev.Extent(j.from.Dev, (j.from.Start + at).Bytes())
+	var n blockdev.Sector
+	switch {
+	case err != nil || length <= 0:
+		// Data: reading it tells what is wrong, exactly.
+		n, hole = blockdev.SectorsIn(left), false
+	case hole && length < blockdev.SectorSize:
+		n, hole = 1, false
+	case hole:
+		n = blockdev.SectorsIn(min(length, left))
+	default:
+		length = min(length, left)
+		n = blockdev.SectorsIn(length + blockdev.SectorSize - 1)
+	}
+	c.mu.Lock()
+	j.runEnd, j.runHole = at+n, hole
+	j.scanning = false
+	if j.moreLocked() {
+		c.queue.pushHead(j)
+		c.starved = false
+	} else {
+		c.advanceLocked(j)
+	}
+}
+
+// endSegmentLocked gives back what seg holds and moves its job on.
+func (c *Client) endSegmentLocked(seg *segment, ok bool) {
+	j := seg.job
+	if seg.buf != nil {
+		c.buf.give(seg.buf)
+		c.starved = false
+	}
+	if ok || j.flags&IgnoreError != 0 {
+		j.done.Add(uint64(seg.n))
+	}
+	j.active--
+	c.stats.InFlight--
+	if j.flags&WriteSeq != 0 && seg.off == j.nextWrite {
+		j.nextWrite += seg.n
+	}
+	c.recycleLocked(seg)
+	if j.parked != nil {
+		c.unparkLocked(j)
+	}
+	c.advanceLocked(j)
+}
+
+// advanceLocked puts j where it belongs after a change.
+func (c *Client) advanceLocked(j *Job) {
+	if j.scanning || j.ended {
+		return
+	}
+	if j.moreLocked() {
+		if !j.in[listQueue] && j.active < maxSubJobs {
+			c.queue.pushTail(j)
+		}
+		return
+	}
+	if j.in[listQueue] {
+		if c.queue.head == j {
+			c.starved = false
+		}
+		c.queue.remove(j)
+	}
+	if j.active == 0 {
+		c.completeLocked(j)
+	}
+}
+
+// completeLocked hands j to the callback stream. All errors are known, all
+// buffers given back.
+func (c *Client) completeLocked(j *Job) {
+	if j.cancelled && j.progress < j.total {
+		c.stats.Cancelled++
+		if j.zero {
+			j.failWriteLocked(j.allDests(), errCancelled)
+		} else {
+			j.failReadLocked(errCancelled)
+		}
+	}
+	if j.failedLocked() {
+		c.stats.Failed++
+	}
+	j.ended = true
+	c.done.pushTail(j)
+}
+
+// parkLocked keeps a segment that was read until its offset is the next to be
+// written. It reports false when the segment may go on at once.
+func (c *Client) parkLocked(seg *segment) bool {
+	j := seg.job
+	if seg.off == j.nextWrite {
+		return false
+	}
+	seg.next = j.parked
+	j.parked = seg
+	return true
+}
+
+// unparkLocked lets the parked segment go on whose turn it is; after an error,
+// which ends the writing of a WriteSeq job, all of them end unwritten.
+func (c *Client) unparkLocked(j *Job) {
+	if j.failedLocked() {
+		for j.parked != nil {
+			s := j.parked
+			j.parked = s.next
+			c.endSegmentLocked(s, false)
+		}
+		return
+	}
+	for p := &j.parked; *p != nil; p = &(*p).next {
+		if s := *p; s.off == j.nextWrite {
+			*p = s.next
+			c.ready.pushTail(s)
+			return
+		}
+	}
+}
+
+func (c *Client) newSegmentLocked() *segment {
+	if s := c.freeSegs; s != nil {
+		c.freeSegs = s.next
+		return s
+	}
+	return new(segment)
+}
+
+func (c *Client) recycleLocked(s *segment) {
+	*s = segment{next: c.freeSegs}
+	c.freeSegs = s
+}
+
+// bitsOf counts the destinations in a mask.
+func bitsOf(mask uint64) int { return bits.OnesCount64(mask) }

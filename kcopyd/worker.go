@@ -1,0 +1,233 @@
+package kcopyd
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+var errCancelled = fmt.Errorf("kcopyd: cancelled: %w", blockdev.ErrInterrupted)
+
+// loop is a worker: it does what there is to do, then ends.
+func (c *Client) loop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starting--
+	for c.stepLocked() {
+	}
+	c.workers--
+	c.wakeLocked()
+}
+
+// step does one thing and reports whether there was one. The loop calls it;
+// tests do by hand.
+func (c *Client) step() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stepLocked()
+}
+
+// stepLocked does the first thing there is: a callback, then a write that has
+// its data, then a new segment. The lock is dropped meanwhile.
+func (c *Client) stepLocked() bool {
+	switch {
+	case c.done.head != nil && !c.streaming:
+		c.callback()
+	case c.spread.head != nil:
+		c.spreadWrite()
+	case c.ready.head != nil:
+		seg := c.ready.pop()
+		c.kickLocked()
+		c.mu.Unlock()
+		c.write(seg)
+	default:
+		seg, scan := c.nextSegmentLocked()
+		if seg == nil && scan == nil {
+			return false
+		}
+		c.kickLocked()
+		c.mu.Unlock()
+		if scan != nil {
+			c.scan(scan)
+		} else {
+			c.run(seg)
+		}
+	}
+	return true
+}
+
+// workLocked says whether another worker would find something to do.
+func (c *Client) workLocked() bool {
+	return c.done.head != nil && !c.streaming ||
+		c.spread.head != nil || c.ready.head != nil ||
+		c.queue.head != nil && !c.starved
+}
+
+// kickLocked starts a worker if there is work for one. That one starts the
+// next, so a single small request wakes a single goroutine.
+func (c *Client) kickLocked() {
+	if c.manual || c.starting > 0 || c.workers > c.workMax || !c.workLocked() {
+		return
+	}
+	c.workers++
+	c.starting++
+	go c.loopFn()
+}
+
+// callback runs one callback of the stream (rule 5). The lock is dropped
+// meanwhile.
+func (c *Client) callback() {
+	j := c.done.head
+	c.done.remove(j)
+	c.streaming = true
+	c.kickLocked()
+	readErr, writeErr, fn := j.readErr, j.writeErr, j.fn
+	j.fn = nil
+	c.mu.Unlock()
+	fn(readErr, writeErr)
+	c.mu.Lock()
+	c.streaming = false
+	c.all.remove(j)
+	c.stats.Callbacks++
+	c.wakeLocked()
+}
+
+// run copies a segment, or zeroes it. Called without the lock, returns with it.
+func (c *Client) run(seg *segment) {
+	j := seg.job
+	if seg.buf != nil && !c.read(seg) {
+		c.mu.Lock()
+		c.endSegmentLocked(seg, false)
+		return
+	}
+	if j.flags&WriteSeq != 0 {
+		c.mu.Lock()
+		if j.failedLocked() {
+			c.endSegmentLocked(seg, false)
+			return
+		}
+		if c.parkLocked(seg) {
+			return
+		}
+		c.mu.Unlock()
+	}
+	c.write(seg)
+}
+
+// read fills the buffer of seg and says whether to go on. What could not be
+// read is zero; an end of file is an error like any other.
+func (c *Client) read(seg *segment) bool {
+	j := seg.job
+	off := (j.from.Start + seg.off).Bytes()
+	c.throttle.begin()
+	n, err := j.from.Dev.ReadAt(seg.buf, off)
+	c.throttle.end()
+	if n == len(seg.buf) {
+		err = nil // io.ReaderAt may say EOF with the last byte
+	} else if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stats.Reads++
+	if err == nil {
+		c.stats.BytesRead += uint64(n)
+		return true
+	}
+	c.stats.ReadErrors++
+	clear(seg.buf[n:])
+	j.failReadLocked(ioError("read", j.from.Dev, off, int64(len(seg.buf)), err))
+	return j.flags&IgnoreError != 0
+}
+
+// write writes seg to all destinations, large ones with the help of other
+// workers. Called without the lock, returns with it.
+func (c *Client) write(seg *segment) {
+	j := seg.job
+	c.throttle.begin()
+	if len(j.dests) > 1 && seg.bytes() >= spreadBytes {
+		c.mu.Lock()
+		seg.pending = len(j.dests)
+		c.spread.pushTail(seg)
+		c.spreadWrite()
+		return
+	}
+	var mask uint64
+	var first error
+	for i := range j.dests {
+		if err := c.writeDest(seg, i); err != nil {
+			mask |= 1 << i
+			if first == nil {
+				first = err
+			}
+		}
+	}
+	c.throttle.end()
+	c.mu.Lock()
+	c.wroteLocked(seg, len(j.dests), mask, first)
+	c.endSegmentLocked(seg, mask == 0)
+}
+
+// spreadWrite writes the next destination of the first segment in the list
+// spread; whoever writes the last one ends the segment. The lock is dropped
+// meanwhile.
+func (c *Client) spreadWrite() {
+	seg := c.spread.head
+	i := seg.nextDest
+	seg.nextDest++
+	if seg.nextDest == len(seg.job.dests) {
+		c.spread.pop()
+	}
+	c.kickLocked()
+	c.mu.Unlock()
+	err := c.writeDest(seg, i)
+	c.mu.Lock()
+	var mask uint64
+	if err != nil {
+		mask = 1 << i
+		seg.failed = true
+	}
+	c.wroteLocked(seg, 1, mask, err)
+	seg.pending--
+	if seg.pending == 0 {
+		c.throttle.end()
+		c.endSegmentLocked(seg, !seg.failed)
+	}
+}
+
+// wroteLocked counts the writes of a segment and merges their errors.
+func (c *Client) wroteLocked(seg *segment, writes int, mask uint64, err error) {
+	failed := bitsOf(mask)
+	c.stats.Writes += uint64(writes)
+	c.stats.WriteErrors += uint64(failed)
+	n := uint64(writes-failed) * uint64(seg.bytes())
+	if seg.buf == nil {
+		c.stats.BytesZeroed += n
+	} else {
+		c.stats.BytesWritten += n
+	}
+	if mask != 0 {
+		seg.job.failWriteLocked(mask, err)
+	}
+}
+
+// writeDest writes or zeroes seg at destination i.
+func (c *Client) writeDest(seg *segment, i int) error {
+	d := &seg.job.dests[i]
+	off := (d.Start + seg.off).Bytes()
+	if seg.buf == nil {
+		if err := blockdev.Zero(d.Dev, off, seg.bytes(), true); err != nil {
+			return ioError("zero", d.Dev, off, seg.bytes(), err)
+		}
+		return nil
+	}
+	n, err := d.Dev.WriteAt(seg.buf, off)
+	if err == nil && n < len(seg.buf) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return ioError("write", d.Dev, off, seg.bytes(), err)
+	}
+	return nil
+}
