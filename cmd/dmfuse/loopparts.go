@@ -126,32 +126,35 @@ func addPartition(l loopDevice, want partition) error {
 	return nil
 }
 
-// ensureNode waits for a device node and makes it when nobody does: at once
-// where /dev is no devtmpfs, else after the wait.
+// ensureNode sees to it that path is the node of a block device: it waits for
+// the kernel or udev to make it, and makes it when nobody does, at once where
+// /dev is no devtmpfs.
 func ensureNode(path string, dev devNum) error {
-	right := func() (bool, error) {
-		var st unix.Stat_t
-		err := unix.Stat(path, &st)
-		return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == dev.dev(), nil
-	}
-	mknod := func() error {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("the node %s is not that of device %s and cannot be replaced: %w", path, dev, err)
-		}
-		if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(dev.dev())); err != nil {
-			if ok, _ := right(); ok {
-				return nil
-			}
-			return fmt.Errorf("the node %s is missing and cannot be made: %w", path, err)
-		}
-		return nil
-	}
-	if ok, _ := right(); ok {
+	if isNodeOf(path, dev) {
 		return nil
 	}
 	mounts, _ := readMounts()
 	if m, _ := mountAt(mounts, "/dev"); m.fsType != "devtmpfs" {
-		return mknod()
+		return mknodAt(path, dev)
 	}
-	return poll(partsLimit, right, mknod)
+	return poll(partsLimit, func() (bool, error) { return isNodeOf(path, dev), nil },
+		func() error { return mknodAt(path, dev) })
+}
+
+// isNodeOf says whether path is the node of that block device.
+func isNodeOf(path string, dev devNum) bool {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == dev.dev()
+}
+
+// mknodAt makes the node, in the place of one of another device.
+func mknodAt(path string, dev devNum) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the node %s is not that of device %s and cannot be replaced: %w", path, dev, err)
+	}
+	if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(dev.dev())); err != nil && !isNodeOf(path, dev) {
+		return fmt.Errorf("the node %s is missing and cannot be made: %w", path, err)
+	}
+	return nil
 }

@@ -1,0 +1,298 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The numbers of uapi/linux/fs.h, _IOWR('X', 119, int) and (…, 120, int).
+const (
+	ioctlFreeze = 0xc0045877
+	ioctlThaw   = 0xc0045878
+)
+
+// holdVerb is the hidden verb under which the program runs as the process that
+// holds a freeze.
+const holdVerb = "hold-frozen"
+
+// What the holder says on its standard output, one a line.
+const (
+	sayFrozen  = "frozen"  // everything is frozen
+	sayThawed  = "thawed"  // asked to
+	sayExpired = "expired" // thawed unasked: the limit passed, or a signal came
+	sayRefused = "refused" // + index and errno: nothing is frozen any more
+	saySynced  = "synced"  // + index: cannot be frozen, was written out instead
+)
+
+// freezeReady bounds the wait for the dirty pages to be written out.
+const freezeReady = 2 * time.Minute
+
+// errFreezeExpired means that file systems were thawed before they were to be.
+var errFreezeExpired = errors.New("the time limit of the freeze passed")
+
+// freezer knows how to start the process that holds a freeze.
+type freezer struct {
+	command []string // the program with its first arguments
+	env     []string
+	lock    string // a file that is locked while the freeze lasts: one command at a time; empty for none
+}
+
+// frozen is a freeze that is in force.
+type frozen struct {
+	list   []frozenFS
+	dirs   []*os.File // the roots, to thaw when the holder is gone
+	lock   *os.File   // shared with the holder: it goes with the last of the two
+	synced []frozenFS // those that know no freeze
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	lines  chan string // what the holder says; closed when it is gone
+}
+
+// freeze freezes the file systems, in order, and returns when all are. They
+// stay so until thaw, for limit at most. On an error nothing is frozen.
+func (f freezer) freeze(ctx context.Context, list []frozenFS, limit time.Duration) (_ *frozen, err error) {
+	z := &frozen{list: list}
+	defer func() {
+		if err != nil {
+			z.closeDirs()
+		}
+	}()
+	for _, fs := range list {
+		dir, err := os.OpenFile(fs.open, os.O_RDONLY|unix.O_DIRECTORY, 0)
+		if errors.Is(err, unix.ENOTDIR) { // a file bind-mounted from it
+			dir, err = os.Open(fs.open)
+		}
+		if err != nil {
+			return nil, freezeRefused(fs, err)
+		}
+		z.dirs = append(z.dirs, dir)
+	}
+	if z.lock, err = lockFreezes(ctx, f.lock); err != nil {
+		return nil, err
+	}
+	if err := z.start(f, limit); err != nil {
+		return nil, fmt.Errorf("the process that holds a freeze cannot be started: %w", err)
+	}
+	if err := z.awaitFrozen(ctx); err != nil {
+		z.end()
+		return nil, err
+	}
+	return z, nil
+}
+
+// start runs the holder, in a session of its own so that Ctrl-C does not reach
+// it, with the roots as descriptors from 3 on.
+func (z *frozen) start(f freezer, limit time.Duration) error {
+	z.cmd = exec.Command(f.command[0], append(f.command[1:], limit.String(), strconv.Itoa(len(z.dirs)))...)
+	z.cmd.Env = append(os.Environ(), f.env...)
+	z.cmd.ExtraFiles = z.dirs
+	if z.lock != nil {
+		z.cmd.ExtraFiles = append(slices.Clone(z.dirs), z.lock)
+	}
+	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	stdin, err := z.cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	stdout, err := z.cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := z.cmd.Start(); err != nil {
+		return err
+	}
+	z.stdin = stdin
+	z.lines = make(chan string, len(z.dirs)+4) // it says no more than that
+	go func() {
+		defer close(z.lines)
+		for scan := bufio.NewScanner(stdout); scan.Scan(); {
+			z.lines <- scan.Text()
+		}
+	}()
+	return nil
+}
+
+// awaitFrozen waits for the holder to say that everything is frozen.
+func (z *frozen) awaitFrozen(ctx context.Context) error {
+	limit := time.NewTimer(freezeReady)
+	defer limit.Stop()
+	for {
+		select {
+		case line, ok := <-z.lines:
+			word, rest, _ := strings.Cut(line, " ")
+			var index, errno int
+			fmt.Sscan(rest, &index, &errno)
+			switch {
+			case !ok:
+				return fail(exitFailed, errors.New("the process that holds a freeze ended before it froze anything"), "")
+			case word == sayFrozen:
+				return nil
+			case word == saySynced && index < len(z.list):
+				z.synced = append(z.synced, z.list[index])
+			case word == sayRefused && index < len(z.list):
+				return freezeRefused(z.list[index], syscall.Errno(errno))
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-limit.C:
+			return failf(exitTimeout, "the file systems on %s were not frozen within %v", z.points(), freezeReady)
+		}
+	}
+}
+
+// points names the mount points, for messages.
+func (z *frozen) points() string {
+	var p []string
+	for _, fs := range z.list {
+		p = append(p, fs.point)
+	}
+	return strings.Join(p, ", ")
+}
+
+// thaw ends the freeze and waits until it has ended. It is [errFreezeExpired]
+// when it had ended before: what was done since may not be consistent.
+func (z *frozen) thaw() error {
+	said := z.end()
+	if said == sayExpired {
+		return errFreezeExpired
+	}
+	return nil
+}
+
+// end closes the pipe, waits for the holder to go, and thaws in its place when
+// it went without doing so. It returns the last word of the holder.
+func (z *frozen) end() string {
+	z.stdin.Close()
+	last := ""
+	for line := range z.lines {
+		last, _, _ = strings.Cut(line, " ")
+	}
+	_ = z.cmd.Wait() // its words say more than its exit code
+	if last != sayThawed && last != sayExpired && last != sayRefused {
+		for _, dir := range z.dirs { // killed: the kernel leaves them frozen
+			_ = thawFD(dir.Fd())
+		}
+	}
+	z.closeDirs()
+	return last
+}
+
+func (z *frozen) closeDirs() {
+	for _, d := range z.dirs {
+		d.Close()
+	}
+	if z.lock != nil {
+		z.lock.Close()
+	}
+}
+
+// lockFreezes waits for its turn: were two commands to freeze the same file
+// system at once, the thaw of the first would spoil the snapshot of the second.
+func lockFreezes(ctx context.Context, path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = poll(freezeReady, func() (bool, error) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		return err == nil, err
+	}, func() error {
+		return failf(exitTimeout, "another snapshot command has kept file systems frozen for %v", freezeReady)
+	})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func freezeFD(fd uintptr) error { return unix.IoctlSetInt(int(fd), ioctlFreeze, 0) }
+func thawFD(fd uintptr) error   { return unix.IoctlSetInt(int(fd), ioctlThaw, 0) }
+
+// holdFrozen is the life of the holder: it freezes the file systems whose roots
+// are the descriptors from 3 on, says so, and thaws them when in reaches its
+// end (the command closed it or is gone), the limit passes, or a signal comes.
+func holdFrozen(args []string, in io.Reader, out io.Writer) int {
+	limit, count, err := holdArgs(args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dmfuse "+holdVerb+":", err)
+		return exitUsage
+	}
+	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	gone := make(chan struct{})
+	go func() { // ends with the process at the latest
+		_, _ = io.Copy(io.Discard, in)
+		close(gone)
+	}()
+	var done []uintptr
+	thaw := func() {
+		for i := len(done) - 1; i >= 0; i-- { // those below first
+			_ = thawFD(done[i])
+		}
+	}
+	for i := range count {
+		fd := uintptr(3 + i)
+		switch err := freezeFD(fd); {
+		case err == nil:
+			done = append(done, fd)
+		case errors.Is(err, unix.EBUSY): // frozen by somebody else, who thaws it
+		case errors.Is(err, unix.EOPNOTSUPP):
+			_ = unix.Syncfs(int(fd))
+			fmt.Fprintln(out, saySynced, i)
+		default:
+			thaw()
+			var errno syscall.Errno
+			errors.As(err, &errno)
+			fmt.Fprintln(out, sayRefused, i, int(errno))
+			return exitFailed
+		}
+	}
+	fmt.Fprintln(out, sayFrozen)
+	word := sayExpired
+	select {
+	case <-gone:
+		word = sayThawed
+	case <-term:
+	case <-time.After(limit):
+	}
+	thaw()
+	fmt.Fprintln(out, word)
+	return exitDone
+}
+
+// holdArgs reads the limit and the number of descriptors.
+func holdArgs(args []string) (time.Duration, int, error) {
+	if len(args) != 2 {
+		return 0, 0, errors.New("this verb is for dmfuse itself")
+	}
+	limit, err := time.ParseDuration(args[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	count, err := strconv.Atoi(args[1])
+	return limit, count, err
+}
