@@ -1,0 +1,110 @@
+package snapshot
+
+import (
+	"sort"
+	"sync"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/kcopyd"
+	"github.com/dmfuse/dmfuse/target"
+	"github.com/sirupsen/logrus"
+)
+
+// Options are fixed when a [Group] is made. The zero value works.
+type Options struct {
+	// Log takes what no table is concerned with; nil: nothing is logged.
+	Log logrus.FieldLogger
+	// Throttle limits the copies of all snapshots together; nil: no limit.
+	Throttle *kcopyd.Throttle
+	// CopyPages is the budget for copies of each snapshot, in pages of 4 KiB;
+	// 0: the default of kcopyd.
+	CopyPages int
+	// Hooks break the rules of the package on purpose. For tests only.
+	Hooks Hooks
+}
+
+// Hooks take single barriers away, so that a test can prove that it would
+// notice. The zero value changes nothing.
+type Hooks struct {
+	NoDataFlush      bool // exceptions are written without a flush of the data before
+	NoExceptionFlush bool // origin writes are let through before the exception is durable
+	NoAreaFlush      bool // a full area is written without a flush of the zeroed next one
+	NoInvalidFlush   bool // origin writes are let through before the header says invalid
+}
+
+// Group links origins and their snapshots: they find each other by the
+// identity of the lower device that holds the original data. A daemon has one
+// group.
+type Group struct {
+	o Options
+
+	mu      sync.Mutex
+	origins map[blockdev.ID]*origin
+}
+
+// NewGroup makes a group without origins.
+func NewGroup(o Options) *Group {
+	return &Group{o: o, origins: make(map[blockdev.ID]*origin)}
+}
+
+// Types lists the target types whose targets find each other in this group.
+func (g *Group) Types() []target.Type {
+	return []target.Type{
+		{Name: "snapshot", Version: [3]uint32{1, 16, 0}, Usage: usageSnapshot, New: g.newSnapshot},
+		{Name: "snapshot-origin", Version: [3]uint32{1, 9, 0}, Usage: usageOrigin, New: g.newOrigin},
+	}
+}
+
+// origin is a lower device that has snapshots or a snapshot-origin target.
+type origin struct {
+	group *Group
+	id    blockdev.ID
+	users int // targets that hold it; guarded by group.mu
+
+	// gate is passed by every write of a snapshot-origin target, and shut
+	// while a snapshot becomes active.
+	gate gate
+
+	mu    sync.RWMutex
+	snaps []*snapshot // registered, largest chunk first
+}
+
+// hold finds or makes the origin with this identity.
+func (g *Group) hold(id blockdev.ID) *origin {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	o := g.origins[id]
+	if o == nil {
+		o = &origin{group: g, id: id}
+		g.origins[id] = o
+	}
+	o.users++
+	return o
+}
+
+// release gives back what hold gave.
+func (o *origin) release() {
+	o.group.mu.Lock()
+	defer o.group.mu.Unlock()
+	if o.users--; o.users == 0 {
+		delete(o.group.origins, o.id)
+	}
+}
+
+// sortLocked puts the snapshots with the largest chunk first, as the kernel
+// does. One that waits for a handover counts as chunk 0.
+func (o *origin) sortLocked() {
+	sort.SliceStable(o.snaps, func(i, j int) bool { return o.snaps[i].chunkSize() > o.snaps[j].chunkSize() })
+}
+
+// remove takes s out of the list.
+func (o *origin) remove(s *snapshot) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, x := range o.snaps {
+		if x == s {
+			o.snaps = append(append([]*snapshot(nil), o.snaps[:i]...), o.snaps[i+1:]...)
+			return
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package snapshot
+
+import (
+	"fmt"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// register enters s in the list of its origin. waits tells that a live table
+// with the same origin and COW device exists, whose exceptions s takes over
+// when it is resumed (kernel: __validate_exception_handover).
+func (s *snapshot) register() (waits bool, err error) {
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	from, to, n := s.o.sharingLocked(s.cow.ID())
+	if n == 2 || to != nil {
+		return false, fmt.Errorf("%w: COW device %s is in use by another snapshot table of this origin that waits to take it over",
+			blockdev.ErrInvalid, s.cow.Name())
+	}
+	s.o.snaps = append(append([]*snapshot(nil), s.o.snaps...), s)
+	return from != nil, nil
+}
+
+// sharingLocked finds the active and the waiting snapshot on a COW device.
+func (o *origin) sharingLocked(cow blockdev.ID) (from, to *snapshot, n int) {
+	for _, s := range o.snaps {
+		if s.cow.ID() != cow {
+			continue
+		}
+		if s.active.Load() {
+			from = s
+		} else {
+			to = s
+		}
+		n++
+	}
+	return from, to, n
+}
+
+// resort puts the list in order after a chunk size has become known.
+func (o *origin) resort() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.snaps = append([]*snapshot(nil), o.snaps...)
+	o.sortLocked()
+}
+
+// unregister takes s out of the list. A table that waits to take over from it
+// becomes invalid; the COW device is left as it is.
+func (s *snapshot) unregister() {
+	s.o.mu.Lock()
+	from, to, _ := s.o.sharingLocked(s.cow.ID())
+	s.o.mu.Unlock()
+	if from == s && to != nil && to.core.Load() == nil {
+		to.health.setInvalid()
+	}
+	s.o.remove(s)
+}
+
+// Presuspend has nothing to do: copies belong to requests.
+func (s *snapshot) Presuspend(bool) {}
+
+// Postsuspend notes that no request is inside: a handover may happen.
+func (s *snapshot) Postsuspend() {
+	s.o.mu.Lock()
+	s.suspended = true
+	s.o.mu.Unlock()
+}
+
+// Preresume refuses while a handover is half done.
+func (s *snapshot) Preresume() error {
+	s.o.mu.RLock()
+	defer s.o.mu.RUnlock()
+	from, to, _ := s.o.sharingLocked(s.cow.ID())
+	switch {
+	case from == nil || to == nil:
+		return nil
+	case s == from:
+		return fmt.Errorf("%w: a new table waits to take over COW device %s: resume that one", blockdev.ErrInvalid, s.cow.Name())
+	case !from.suspended:
+		return fmt.Errorf("%w: the table that uses COW device %s must be suspended first", blockdev.ErrInvalid, s.cow.Name())
+	}
+	return nil
+}
+
+// Resume takes over the exceptions of a suspended table, if one waits, and
+// makes the snapshot active: origin writes make copies from now on. Those
+// under way are waited for, new ones wait until it is done.
+func (s *snapshot) Resume() {
+	s.o.gate.close()
+	defer s.o.gate.reopen()
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	if from, to, _ := s.o.sharingLocked(s.cow.ID()); from != nil && to == s && s.core.Load() == nil {
+		s.takeOver(from)
+	}
+	s.o.snaps = append([]*snapshot(nil), s.o.snaps...)
+	s.o.sortLocked()
+	s.suspended = false
+	s.active.Store(true)
+}
+
+// takeOver moves the exceptions and the store from another table to s. Nothing
+// is in flight on either of them.
+func (s *snapshot) takeOver(from *snapshot) {
+	s.core.Store(from.core.Load())
+	s.health.invalid.Store(from.health.invalid.Load())
+	s.health.overflowed.Store(from.health.overflowed.Load())
+	from.health.setInvalid()
+	from.core.Store(nil)
+}

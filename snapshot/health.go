@@ -1,0 +1,80 @@
+package snapshot
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// errInvalid is the answer of an invalid snapshot to everything but a flush.
+var errInvalid = fmt.Errorf("%w: the snapshot is invalid", blockdev.ErrIO)
+
+// errOverflow is the answer of a PO store that was full once to every write.
+var errOverflow = fmt.Errorf("%w: the COW device of the snapshot is full", blockdev.ErrIO)
+
+// health says what a snapshot is still good for. Both states are for ever, but
+// for a handover, which passes them on.
+type health struct {
+	invalid    atomic.Bool
+	overflowed atomic.Bool
+
+	mu   sync.Mutex
+	done chan struct{} // closed when the invalidation is durable; nil: none began; guarded by mu
+}
+
+func (h *health) setInvalid() { h.invalid.Store(true) }
+
+// invalidate gives the snapshot up: it answers every request with an error from
+// now on. It returns when that is durable, so that a write to the origin that
+// goes on afterwards can never make the snapshot wrong after a restart
+// (rule 4). It is done once; who comes later waits for the first.
+func (s *snapshot) invalidate(why error) {
+	h := &s.health
+	h.mu.Lock()
+	if h.done != nil {
+		ch := h.done
+		h.mu.Unlock()
+		<-ch
+		return
+	}
+	if h.invalid.Load() { // loaded as invalid, or handed over
+		h.mu.Unlock()
+		return
+	}
+	h.done = make(chan struct{})
+	h.invalid.Store(true)
+	h.mu.Unlock()
+
+	s.env.Log.WithError(why).Error("snapshot is invalid from now on")
+	if c := s.core.Load(); c != nil {
+		if err := c.store.invalidate(s.cow); err != nil {
+			s.env.Log.WithError(err).Error("cannot mark the COW device invalid")
+		}
+	}
+	s.env.Event()
+	close(h.done)
+}
+
+// settled tells whether the snapshot is invalid, and waits for an invalidation
+// under way to be durable.
+func (h *health) settled() bool {
+	if !h.invalid.Load() {
+		return false
+	}
+	h.mu.Lock()
+	ch := h.done
+	h.mu.Unlock()
+	if ch != nil {
+		<-ch
+	}
+	return true
+}
+
+// BaseChanged ends a snapshot whose origin was promised not to change.
+func (s *snapshot) BaseChanged(id blockdev.ID) {
+	if id == s.source.ID() {
+		s.invalidate(fmt.Errorf("%w: the origin %s was opened by a foreign writer", blockdev.ErrIO, s.source.Name()))
+	}
+}

@@ -1,0 +1,42 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// ErrFull says that a COW device has no room for one more exception.
+var ErrFull = fmt.Errorf("%w on the COW device", blockdev.ErrNoSpace)
+
+// errNoMetadata is what a store without metadata on disk answers.
+var errNoMetadata = errors.New("store keeps nothing on disk")
+
+// store allots the chunks of a COW device and keeps the list of exceptions: in
+// memory only (transient) or on the COW device (persistent).
+//
+// The COW device is an argument and not part of the store, because a handover
+// passes the store on to a table that opened the device for itself.
+type store interface {
+	// prepare allots a chunk for the next exception of a COW device that has
+	// size bytes now: [ErrFull] when there is no room. The caller holds mu of
+	// the snapshot: the order of the calls is the order of the log.
+	prepare(size int64) (Chunk, error)
+
+	// commit records exceptions, in the order in which their chunks were
+	// allotted. When it returns they are durable, and so is everything that
+	// was written to the COW device before the call. One call at a time, no
+	// lock held. After an error the store must not be used any more.
+	commit(cow blockdev.Device, es []exception) error
+
+	// invalidate makes the store invalid for ever, durably.
+	invalidate(cow blockdev.Device) error
+
+	// used is the number of chunks allotted, metadata included, and of those
+	// that are metadata. The caller holds mu of the snapshot.
+	used() (all, metadata uint64)
+
+	// layout is the geometry of the store.
+	geometry() layout
+}

@@ -1,0 +1,205 @@
+package snapshot
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+var _ store = (*persistent)(nil)
+
+// persistent is the store P: a header and a log of exceptions on the COW
+// device (format.go; kernel: dm-snap-persistent.c).
+//
+// The log only grows: entry number k of the store is entry k mod E of area
+// k div E. What is durable is always a prefix of what was allotted. Only the
+// blocks of an area that change are written, so that the cost of a commit does
+// not depend on the chunk size.
+type persistent struct {
+	layout
+	hooks Hooks
+	unit  int64 // bytes of metadata written at once: a logical block of the COW
+
+	nextFree Chunk  // guarded by mu of the snapshot
+	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
+
+	area atomic.Uint64 // the area that is not full; written by commit only
+
+	// The rest belongs to the one who commits.
+
+	committed uint64 // entries of the area on disk, < E
+	tail      []byte // the entries of the block that holds the next one
+	// clean is the offset in the area up to which everything behind the tail
+	// block is known to be zero on disk. Behind it old data may stand: a store
+	// of the kernel that lost power has it after its terminator.
+	clean int64
+}
+
+// zeroAhead is the number of bytes cleaned at once behind the terminator.
+const zeroAhead = 64 << 10
+
+func newPersistent(l layout, cow blockdev.Device, h Hooks) *persistent {
+	unit := min(int64(blockdev.BlockSize(cow)), l.bytes())
+	return &persistent{layout: l, hooks: h, unit: unit, nextFree: 2}
+}
+
+func (s *persistent) geometry() layout { return s.layout }
+
+func (s *persistent) areaBytes() int64 { return s.bytes() }
+
+// fits tells whether chunk c lies wholly within a device of size bytes.
+func (s *persistent) fits(c Chunk, size int64) bool { return c < s.chunksIn(size) }
+
+func (s *persistent) prepare(size int64) (Chunk, error) {
+	if !s.fits(s.nextFree, size) {
+		return 0, ErrFull
+	}
+	// The last entry of an area can only be committed with room for the next
+	// area. The kernel finds out too late and loses the snapshot.
+	if s.allotted%s.perArea == s.perArea-1 && !s.fits(s.area0(s.allotted)+Chunk(s.perArea)+1, size) {
+		return 0, ErrFull
+	}
+	c := s.nextFree
+	s.allotted++
+	s.nextFree = s.skipArea(c + 1)
+	return c, nil
+}
+
+// area0 is the chunk of the area that holds entry number k.
+func (s *persistent) area0(k uint64) Chunk { return s.layout.area(k / s.perArea) }
+
+func (s *persistent) skipArea(c Chunk) Chunk {
+	if s.isArea(c) {
+		return c + 1
+	}
+	return c
+}
+
+func (s *persistent) used() (all, metadata uint64) {
+	return uint64(s.nextFree), s.area.Load() + 2
+}
+
+// create writes an empty store: nothing of it can be read as a store before
+// both the area and the header are as they must be.
+func (s *persistent) create(cow blockdev.Device) error {
+	if s.chunksIn(cow.Size()) < 2 {
+		return fmt.Errorf("%w: COW device of %d bytes has no room for a header and an area of %d bytes each",
+			blockdev.ErrIO, cow.Size(), s.bytes())
+	}
+	if err := s.zero(cow, blockdev.SectorSize, 2*s.bytes()-blockdev.SectorSize); err != nil {
+		return err
+	}
+	if err := cow.Flush(); err != nil {
+		return err
+	}
+	s.clean = s.areaBytes()
+	return s.writeHeader(cow, 1)
+}
+
+// writeHeader writes the first sector of the store, durably.
+func (s *persistent) writeHeader(cow blockdev.Device, valid uint32) error {
+	b := make([]byte, blockdev.SectorSize)
+	h, _ := Header{Magic: magic, Valid: valid, Version: storeVersion, ChunkSize: uint32(s.chunk)}.MarshalBinary()
+	copy(b, h)
+	if s.hooks.NoInvalidFlush && valid == 0 {
+		_, err := cow.WriteAt(b, 0)
+		return err
+	}
+	_, err := blockdev.WriteFUA(cow, b, 0)
+	return err
+}
+
+func (s *persistent) invalidate(cow blockdev.Device) error { return s.writeHeader(cow, 0) }
+
+// commit is the commit point: rule 1 of the package.
+func (s *persistent) commit(cow blockdev.Device, es []exception) error {
+	for first := true; len(es) > 0; first = false {
+		n := min(uint64(len(es)), s.perArea-s.committed)
+		full := s.committed+n == s.perArea
+		zeroed, err := s.zeroBehind(cow, n, full)
+		if err != nil {
+			return err
+		}
+		if (first && !s.hooks.NoDataFlush) || (zeroed && !s.hooks.NoAreaFlush) {
+			if err := cow.Flush(); err != nil { // barrier: data and zeros before the exceptions
+				return err
+			}
+		}
+		if err := s.writeEntries(cow, es[:n]); err != nil { // barrier: exceptions before anybody is let through
+			return err
+		}
+		if full {
+			s.nextArea()
+		}
+		es = es[n:]
+	}
+	return nil
+}
+
+// zeroBehind makes sure that the list of exceptions ends behind n more
+// entries: in the same area, or with the first of the next one.
+func (s *persistent) zeroBehind(cow blockdev.Device, n uint64, full bool) (zeroed bool, err error) {
+	a := s.area.Load()
+	if full {
+		return true, s.zero(cow, s.offset(s.layout.area(a+1)), s.areaBytes())
+	}
+	end := s.blockEnd(s.committed + n) // of the block with the terminator
+	if end <= max(s.clean, s.blockEnd(s.committed)) {
+		return false, nil
+	}
+	from := max(s.clean, s.blockEnd(s.committed))
+	to := min(max(end, from+zeroAhead), s.areaBytes())
+	if err := s.zero(cow, s.offset(s.layout.area(a))+from, to-from); err != nil {
+		return false, err
+	}
+	s.clean = to
+	return true, nil
+}
+
+// blockEnd is the end of the block that holds entry k of the area.
+func (s *persistent) blockEnd(k uint64) int64 {
+	return (int64(k)*entrySize/s.unit + 1) * s.unit
+}
+
+// writeEntries appends es to the area: the blocks that change, in one write
+// that is durable when it returns. The caller has checked that they fit.
+func (s *persistent) writeEntries(cow blockdev.Device, es []exception) error {
+	start := int64(s.committed)*entrySize - int64(len(s.tail))
+	used := len(s.tail) + len(es)*entrySize
+	b := make([]byte, (int64(used)+s.unit-1)/s.unit*s.unit)
+	copy(b, s.tail)
+	for i, e := range es {
+		putEntry(b[len(s.tail)+i*entrySize:], e)
+	}
+	off := s.offset(s.layout.area(s.area.Load())) + start
+	if s.hooks.NoExceptionFlush {
+		if _, err := cow.WriteAt(b, off); err != nil {
+			return err
+		}
+	} else if _, err := blockdev.WriteFUA(cow, b, off); err != nil {
+		return err
+	}
+	s.committed += uint64(len(es))
+	keep := int64(used) % s.unit
+	s.tail = append(s.tail[:0], b[int64(used)-keep:used]...)
+	return nil
+}
+
+// nextArea goes on to an area that was zeroed just now.
+func (s *persistent) nextArea() {
+	s.area.Add(1)
+	s.committed = 0
+	s.tail = s.tail[:0]
+	s.clean = s.areaBytes()
+}
+
+// zero makes a piece of metadata zero: small ones by writing, so that nothing
+// has to be allocated later; large ones as the device likes best.
+func (s *persistent) zero(cow blockdev.Device, off, n int64) error {
+	if n <= zeroAhead {
+		_, err := cow.WriteAt(make([]byte, n), off)
+		return err
+	}
+	return blockdev.Zero(cow, off, n, true)
+}

@@ -1,0 +1,26 @@
+package snapshot
+
+import "github.com/dmfuse/dmfuse/blockdev"
+
+var _ store = (*transient)(nil)
+
+// transient is the store N: chunks are handed out from the start of the COW
+// device and everything is forgotten when the target ends (kernel:
+// dm-snap-transient.c).
+type transient struct {
+	layout
+	next Chunk // guarded by mu of the snapshot
+}
+
+func (t *transient) prepare(size int64) (Chunk, error) {
+	if t.next >= t.chunksIn(size) {
+		return 0, ErrFull
+	}
+	t.next++
+	return t.next - 1, nil
+}
+
+func (t *transient) commit(blockdev.Device, []exception) error { return nil }
+func (t *transient) invalidate(blockdev.Device) error          { return nil }
+func (t *transient) used() (all, metadata uint64)              { return uint64(t.next), 0 }
+func (t *transient) geometry() layout                          { return t.layout }
