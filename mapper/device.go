@@ -2,59 +2,174 @@ package mapper
 
 import (
 	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
-	"github.com/dmfuse/dmfuse/target"
 )
 
-// Device is one mapped device.
-type Device struct{}
+// Device is one mapped device: a name, a live and an inactive table. Its state
+// diagram is in the package comment.
+type Device struct {
+	m      *Manager
+	minor  int
+	serial uint64
 
-// SuspendOptions are the flags of suspend and resume.
-type SuspendOptions struct {
-	NoFlush  bool // targets may give unfinished I/O back instead of finishing it
-	NoLockFS bool // do not flush before
+	// turn is taken by load, clear, suspend, resume and remove, one at a time.
+	turn turn
+
+	gate    *gate
+	live    atomic.Pointer[table] // changes only while the gate is shut and drained
+	noflush atomic.Bool           // a suspend without flush is going on or has ended in suspension
+	name    atomic.Pointer[string]
+	events  counter
+
+	mu             sync.Mutex
+	uuid           string
+	inactive       *table
+	suspended      bool
+	readOnly       bool // of the live table, as of the last swap
+	loaded         bool // a table was loaded once: the device node exists
+	deleting       bool // nobody may open it any more
+	deferredRemove bool
+	immutable      string // type name that the live table binds the device to
+	fileOpens      int    // opens of the file
+	tableOpens     int    // uses by tables of other devices
+	closed         chan struct{}
+	attr           Attr
+	flushErr       error // a flush that failed while nobody waited for it
+	problem        error // why a restart could not bring back the tables
+
+	recordMu sync.Mutex // one writer of the record at a time
+	guards   []*guard   // guarded by mu
 }
 
-func (d *Device) Load(ctx context.Context, lines []Line, readOnly bool) error {
-	panic("not written yet")
-}
-func (d *Device) Clear() error                                        { panic("not written yet") }
-func (d *Device) Suspend(ctx context.Context, o SuspendOptions) error { panic("not written yet") }
-func (d *Device) Resume(ctx context.Context, o SuspendOptions) error  { panic("not written yet") }
-func (d *Device) Info(inactive bool) Info                             { panic("not written yet") }
-func (d *Device) Status(form target.StatusForm, inactive, noflush bool) []TargetStatus {
-	panic("not written yet")
-}
-func (d *Device) Deps(inactive bool) []Dep { panic("not written yet") }
-func (d *Device) Message(ctx context.Context, sector blockdev.Sector, words []string) (string, error) {
-	panic("not written yet")
-}
-func (d *Device) EventNr() uint32                                          { panic("not written yet") }
-func (d *Device) WaitEvent(ctx context.Context, nr uint32) (uint32, error) { panic("not written yet") }
+// Name is the present name.
+func (d *Device) Name() string { return *d.name.Load() }
 
-func (d *Device) Name() string          { panic("not written yet") }
-func (d *Device) UUID() string          { panic("not written yet") }
-func (d *Device) Serial() uint64        { panic("not written yet") }
-func (d *Device) Minor() int            { panic("not written yet") }
-func (d *Device) Size() int64           { panic("not written yet") }
-func (d *Device) ReadOnly() bool        { panic("not written yet") }
-func (d *Device) Open(write bool) error { panic("not written yet") }
-func (d *Device) Release()              { panic("not written yet") }
-func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	panic("not written yet")
+// UUID is the uuid, empty if it has none.
+func (d *Device) UUID() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.uuid
 }
-func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) (int, error) {
-	panic("not written yet")
+
+// Serial is a number that no other device of this state directory ever had.
+func (d *Device) Serial() uint64 { return d.serial }
+
+// Minor is the minor number. It is the device's own while it exists.
+func (d *Device) Minor() int { return d.minor }
+
+func (d *Device) number() string { return fmt.Sprintf("%d:%d", d.m.major, d.minor) }
+
+// wasLoaded says whether the device ever had a table. Before, the kernel has no
+// device node for it, and nothing can open it.
+func (d *Device) wasLoaded() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.loaded
 }
-func (d *Device) Flush(ctx context.Context) error { panic("not written yet") }
-func (d *Device) Zero(ctx context.Context, off, n int64, unmap bool) error {
-	panic("not written yet")
+
+// openTable counts a use by a table of another device.
+func (d *Device) openTable(write bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.deleting:
+		return d.errGone()
+	case !d.loaded:
+		return fmt.Errorf("%w: device %s was never given a table", blockdev.ErrNoAddress, d.Name())
+	case write && d.readOnly:
+		return fmt.Errorf("%w: device %s is read-only", blockdev.ErrPermission, d.Name())
+	}
+	d.tableOpens++
+	return nil
 }
-func (d *Device) Discard(ctx context.Context, off, n int64) error { panic("not written yet") }
-func (d *Device) Extent(ctx context.Context, off int64) (int64, bool, error) {
-	panic("not written yet")
+
+func (d *Device) closeTable() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.tableOpens--
+	d.closedLocked()
 }
-func (d *Device) Attr() Attr                  { panic("not written yet") }
-func (d *Device) SetAttr(a Attr)              { panic("not written yet") }
-func (d *Device) InfoText(kind string) string { panic("not written yet") }
+
+// closedLocked wakes those who wait for the device to be closed and starts a
+// deferred remove after the last close.
+func (d *Device) closedLocked() {
+	if d.closed != nil {
+		close(d.closed)
+		d.closed = nil
+	}
+	if d.fileOpens+d.tableOpens == 0 && d.deferredRemove && !d.deleting {
+		d.m.background(func(ctx context.Context) {
+			_, _ = d.m.remove(ctx, d, RemoveOptions{Wait: -1})
+		})
+	}
+}
+
+// hold returns a table and keeps it from being destroyed until release; nil
+// when there is none.
+func (d *Device) hold(inactive bool) *table {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.live.Load()
+	if inactive {
+		t = d.inactive
+	}
+	if t == nil {
+		return nil
+	}
+	return t.hold()
+}
+
+// lock takes the device's turn. It fails when the device is gone meanwhile.
+func (d *Device) lock(ctx context.Context) error {
+	if err := d.turn.lock(ctx); err != nil {
+		return fmt.Errorf("%w while another operation on device %s is going on", err, d.Name())
+	}
+	d.mu.Lock()
+	deleting := d.deleting
+	d.mu.Unlock()
+	if deleting {
+		d.turn.unlock()
+		return d.errGone()
+	}
+	return nil
+}
+
+// keepFlushError remembers an error of a flush that no caller waits for, so
+// that the next one is told (promise 1).
+func (d *Device) keepFlushError(err error) {
+	d.m.log.WithField("device", d.Name()).WithError(err).Error("flush failed")
+	d.mu.Lock()
+	if d.flushErr == nil {
+		d.flushErr = err
+	}
+	d.mu.Unlock()
+	d.report(EventProblem, "flush failed: "+err.Error())
+}
+
+func (d *Device) takeFlushError() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.flushErr
+	d.flushErr = nil
+	return err
+}
+
+// Attr is the mode and owner of the device's file.
+func (d *Device) Attr() Attr {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attr
+}
+
+// SetAttr changes mode and owner.
+func (d *Device) SetAttr(a Attr) {
+	a.Mode &= 0o7777
+	d.mu.Lock()
+	d.attr = a
+	d.mu.Unlock()
+	d.record()
+}

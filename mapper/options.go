@@ -1,6 +1,8 @@
 package mapper
 
 import (
+	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -14,10 +16,12 @@ type Options struct {
 	// Types are the target types that tables may name. Required.
 	Types *target.Set
 
-	// OpenLower opens a file or block device by path. See [PoolOpener].
-	OpenLower func(path string, write bool) (target.Lower, error)
+	// Pool opens files and block devices. Nil: OpenLower and OpenNumber do.
+	Pool *blockdev.Pool
 
-	// OpenNumber opens a block device by its number. Nil: there are none.
+	// OpenLower opens a file or block device by path, OpenNumber a block device
+	// by its number. Nil: Pool does. Tests put other devices here.
+	OpenLower  func(path string, write bool) (target.Lower, error)
 	OpenNumber func(major, minor uint32, write bool) (target.Lower, error)
 
 	// Guard watches a file that must not change and calls broken when a
@@ -54,6 +58,53 @@ type Options struct {
 
 	// now is the clock of times shown to people.
 	now func() time.Time
+}
+
+// defaults fills in what was left out.
+func (o *Options) defaults() {
+	if o.Log == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Log = l
+	}
+	if o.Pool != nil {
+		pool := o.Pool
+		if o.OpenLower == nil {
+			o.OpenLower = func(path string, write bool) (target.Lower, error) { return opened(pool.Open(path, write)) }
+		}
+		if o.OpenNumber == nil {
+			o.OpenNumber = func(major, minor uint32, write bool) (target.Lower, error) {
+				return opened(pool.OpenNumber(major, minor, write))
+			}
+		}
+	}
+	if o.ReleaseWait == 0 {
+		o.ReleaseWait = 250 * time.Millisecond
+	}
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.MountDir != "" {
+		o.MountDir = filepath.Clean(o.MountDir)
+	}
+	o.Host.defaults()
+}
+
+// opened keeps a nil handle from becoming a device that is not nil.
+func opened(h *blockdev.Handle, err error) (target.Lower, error) {
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Host) defaults() {
+	if h.Proc == "" {
+		h.Proc = "/proc"
+	}
+	if h.Sys == "" {
+		h.Sys = "/sys"
+	}
 }
 
 // Host names the files that describe the machine. Empty fields are the real

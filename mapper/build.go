@@ -1,0 +1,234 @@
+package mapper
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
+	"github.com/sirupsen/logrus"
+)
+
+// lowerRef is one lower device that a table has open.
+type lowerRef struct {
+	target.Lower
+	mode   target.Mode
+	mapped *Device // nil for a file or block device
+	path   string  // the word it was opened by, where that is a path
+	undo   func()  // takes back what the graph knows
+}
+
+func (l *lowerRef) close() error {
+	err := l.Lower.Close()
+	l.undo()
+	return err
+}
+
+// builder makes one table.
+type builder struct {
+	d         *Device
+	t         *table
+	restoring bool
+	waits     atomic.Pointer[context.Context] // ends waits on lower devices without a context
+	mixed     string                          // name of an immutable type that was seen
+	single    string                          // name of a singleton type that was seen
+}
+
+// build makes a table or leaves nothing behind.
+func (d *Device) build(ctx context.Context, lines []Line, readOnly, restoring bool) (*table, error) {
+	switch {
+	case len(lines) == 0:
+		return nil, invalid("a table needs at least one line")
+	case len(lines) > maxTargets:
+		return nil, invalid("a table of %d lines; at most %d are possible", len(lines), maxTargets)
+	}
+	b := &builder{d: d, t: &table{dev: d, readOnly: readOnly}, restoring: restoring}
+	b.waits.Store(&ctx)
+	for i, l := range lines {
+		if err := b.add(l); err != nil {
+			_ = b.t.closeAll()
+			return nil, &TableError{Line: i + 1, Type: l.Type, Err: err}
+		}
+	}
+	b.waits.Store(&d.m.life)
+	b.t.finish()
+	return b.t, nil
+}
+
+// add makes one target, with the kernel's checks in its order (kernel:
+// dm_table_add_target).
+func (b *builder) add(l Line) error {
+	if l.Length == 0 {
+		return invalid("a segment of zero length")
+	}
+	typ, ok := b.d.m.types.Lookup(l.Type)
+	if !ok {
+		return invalid("unknown target type %q", l.Type)
+	}
+	if err := b.mayJoin(typ); err != nil {
+		return err
+	}
+	want := blockdev.Sector(0)
+	if n := len(b.t.segs); n > 0 {
+		want = blockdev.SectorsIn(b.t.segs[n-1].end)
+	}
+	if l.Start != want {
+		return invalid("the segment starts at sector %d, expected %d (no gaps, no overlap)", l.Start, want)
+	}
+	if l.Length > maxSectors || l.Start > maxSectors-l.Length {
+		return invalid("the segment ends after the largest sector, %d", uint64(maxSectors))
+	}
+	return b.make(typ, l)
+}
+
+// mayJoin refuses a type that must be alone, or cannot be mixed, next to others.
+func (b *builder) mayJoin(typ target.Type) error {
+	n := len(b.t.segs)
+	switch {
+	case typ.Singleton && n > 0:
+		return invalid("target type %s must be alone in its table", typ.Name)
+	case b.single != "":
+		return invalid("target type %s must be alone in its table", b.single)
+	case b.mixed != "" && b.mixed != typ.Name:
+		return invalid("target type %s cannot be mixed with others", b.mixed)
+	case typ.Immutable && n > 0 && b.mixed == "":
+		return invalid("target type %s cannot be mixed with others", typ.Name)
+	}
+	if typ.Singleton {
+		b.single = typ.Name
+	}
+	if typ.Immutable {
+		b.mixed = typ.Name
+	}
+	return nil
+}
+
+func (b *builder) make(typ target.Type, l Line) error {
+	t := b.t
+	env := &target.Env{
+		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restoring,
+		Device: b.d.Name(),
+		Open:   b.open,
+		Event: func() {
+			if t.live.Load() {
+				t.dev.targetEvent()
+			}
+		},
+		Log: b.d.m.log.WithFields(logrus.Fields{"device": b.d.Name(), "target": typ.Name}),
+	}
+	tgt, err := typ.New(env, l.Args)
+	if err != nil {
+		return err
+	}
+	t.segs = append(t.segs, segment{
+		start: l.Start.Bytes(), end: (l.Start + l.Length).Bytes(),
+		line: l, typ: typ, target: tgt,
+	})
+	return nil
+}
+
+// open opens a lower device for a target. A device that the table has already,
+// in a sufficient mode, is given again.
+func (b *builder) open(name string, mode target.Mode) (target.Lower, error) {
+	l, err := b.d.m.openLower(b, name, mode)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range b.t.lowers {
+		if o.ID() == l.ID() && o.mode >= mode {
+			return o.Lower, l.close()
+		}
+	}
+	b.t.lowers = append(b.t.lowers, l)
+	return l.Lower, nil
+}
+
+func (b *builder) wait() context.Context { return *b.waits.Load() }
+
+// openLower finds what a word of a table names and opens it.
+func (m *Manager) openLower(b *builder, name string, mode target.Mode) (*lowerRef, error) {
+	if major, minor, ok := parseNumber(name); ok {
+		return m.openNumber(b, name, major, minor, mode)
+	}
+	if d, ok := m.deviceOfWord(name); ok {
+		return m.openMapped(b, d, mode)
+	}
+	if !filepath.IsAbs(name) {
+		return nil, fmt.Errorf("%w: %q is neither a device of this daemon, an absolute path, nor major:minor", blockdev.ErrNoDevice, name)
+	}
+	if m.o.OpenLower == nil {
+		return nil, fmt.Errorf("%w: %q", blockdev.ErrNoDevice, name)
+	}
+	l, err := m.o.OpenLower(name, mode == target.ReadWrite)
+	if err != nil {
+		return nil, err
+	}
+	return m.hosted(b, l, name, mode)
+}
+
+// deviceOfWord finds the device that a name, or a path in the mount, stands for.
+func (m *Manager) deviceOfWord(word string) (*Device, bool) {
+	name := word
+	if strings.Contains(word, "/") {
+		var ok bool
+		if name, ok = m.nameInMount(word); !ok {
+			return nil, false
+		}
+	}
+	d, err := m.Device(ByName(name))
+	return d, err == nil
+}
+
+func (m *Manager) openNumber(b *builder, name string, major, minor uint32, mode target.Mode) (*lowerRef, error) {
+	d := m.byMinor(int(major), int(minor))
+	switch {
+	case d != nil && m.host.hasBlockDevice(major, minor):
+		return nil, invalid("%s is a mapped device and a block device of this machine; use a path", name)
+	case d != nil:
+		return m.openMapped(b, d, mode)
+	case m.o.OpenNumber == nil:
+		return nil, fmt.Errorf("%w: no device has the number %s", blockdev.ErrNoAddress, name)
+	}
+	l, err := m.o.OpenNumber(major, minor, mode == target.ReadWrite)
+	if err != nil {
+		return nil, err
+	}
+	return m.hosted(b, l, name, mode)
+}
+
+func (m *Manager) openMapped(b *builder, d *Device, mode target.Mode) (*lowerRef, error) {
+	kind := useRead
+	if mode == target.ReadWrite {
+		kind = useWrite
+	}
+	if err := m.graph.add(b.d, d, kind); err != nil {
+		return nil, err
+	}
+	l := &lowerRef{Lower: &mappedLower{dev: d, ctx: b.wait}, mode: mode, mapped: d}
+	l.undo = func() { m.graph.remove(b.d, d, kind) }
+	return l, nil
+}
+
+// parseNumber reads "major:minor", leading zeros allowed.
+func parseNumber(s string) (major, minor uint32, ok bool) {
+	a, b, found := strings.Cut(s, ":")
+	if !found || !digits(a) || !digits(b) {
+		return 0, 0, false
+	}
+	x, err1 := strconv.ParseUint(a, 10, 32)
+	y, err2 := strconv.ParseUint(b, 10, 32)
+	return uint32(x), uint32(y), err1 == nil && err2 == nil
+}
+
+func digits(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return s != ""
+}
