@@ -53,7 +53,8 @@ type Client struct {
 	piece    blockdev.Sector // the largest segment of a larger one
 	workMax  int
 	manual   bool
-	loopFn   func() // c.loop, made once: a go statement with it allocates nothing
+	loopFn   func()        // c.loop, made once: a go statement with it allocates nothing
+	issue    chan struct{} // full while a worker waits for the throttle
 
 	mu        sync.Mutex
 	changed   sync.Cond // a job left listAll, a Prepared was used, or a worker ended
@@ -71,6 +72,7 @@ type Client struct {
 	streaming bool     // a callback is running
 	workers   int      // goroutines, at most workMax+1
 	starting  int      // of these, not running yet
+	ioBusy    int      // of these, doing I/O, at most workMax
 	closed    bool
 	stats     Stats
 }
@@ -89,6 +91,7 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		throttle: o.Throttle,
+		issue:    make(chan struct{}, 1),
 		subJob:   blockdev.SectorsIn(min(subJobBytes, int64(o.Pages)*PageSize)),
 		workMax:  o.Workers,
 		manual:   o.manual,

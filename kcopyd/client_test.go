@@ -1,126 +1,111 @@
 package kcopyd
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
-	"go.uber.org/goleak"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-const limit = 10 * time.Second
-
-// within fails the test when fn does not return in time.
-func within(t testing.TB, what string, fn func()) {
-	t.Helper()
-	ended := make(chan struct{})
-	go func() { defer close(ended); fn() }()
-	select {
-	case <-ended:
-	case <-time.After(limit):
-		t.Fatalf("%s: still waiting after %v", what, limit)
-	}
-}
-
-func newClient(t testing.TB, o Options) *Client {
-	t.Helper()
-	c, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { within(t, "Close", func() { c.Close() }) })
-	return c
-}
-
-func random(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	r.Read(b)
-	return b
-}
-
-type result struct {
-	readErr  bool
-	writeErr uint64
-}
-
-// copyWait copies and waits for the callback.
-func copyWait(t testing.TB, c *Client, from Region, dests []Region, flags Flags) (result, *Job) {
-	t.Helper()
-	ch := make(chan result, 1)
-	j := c.Copy(from, dests, flags, func(r bool, w uint64) { ch <- result{r, w} })
-	return await(t, ch), j
-}
-
-func await[T any](t testing.TB, ch <-chan T) (v T) {
-	t.Helper()
-	select {
-	case v = <-ch:
-	case <-time.After(limit):
-		t.Fatalf("nothing after %v", limit)
-	}
-	return v
-}
-
 func TestNew_RefusesNegativeBudget(t *testing.T) {
-	if _, err := New(Options{Pages: -1}); blockdev.Kind(err) != blockdev.ErrInvalid {
-		t.Fatalf("got %v", err)
+	for _, o := range []Options{{Pages: -1}, {Workers: -1}} {
+		if _, err := New(o); blockdev.Kind(err) != blockdev.ErrInvalid {
+			t.Errorf("%+v: got %v", o, err)
+		}
 	}
 }
 
-// TestCopy_Sizes covers the borders of splitting for several budgets: one
-// sector, one page, the sub-job size and one sector around it, many sub-jobs.
+// TestCopy_Sizes covers the borders of splitting for several budgets: nothing,
+// one sector, one page, the sub-job size and one sector around it, many
+// segments.
 func TestCopy_Sizes(t *testing.T) {
 	for _, pages := range []int{1, 3, 16, 128, 1024} {
-		sub := int(min(subJobBytes, pages*PageSize) / 512)
-		for _, sectors := range []int{0, 1, 7, 8, 9, sub - 1, sub, sub + 1, 3*sub + 5, 9*sub + 1} {
-			t.Run(fmt.Sprintf("%dpages/%dsectors", pages, sectors), func(t *testing.T) {
-				src, dst := newDev(512*(sectors+20)), newDev(512*(sectors+20))
-				copy(src.data, random(len(src.data), uint64(sectors)))
-				garbage := bytes.Repeat([]byte{0xa5}, len(dst.data))
-				copy(dst.data, garbage)
-				c := newClient(t, Options{Pages: pages})
-				n := blockdev.Sector(sectors)
-				res, j := copyWait(t, c, Region{src, 5, n}, []Region{{dst, 9, n}}, 0)
-				if res != (result{}) || j.Err() != nil {
-					t.Fatalf("got %+v, %v", res, j.Err())
+		sub := blockdev.Sector(min(subJobBytes, pages*PageSize) / 512)
+		for _, n := range []blockdev.Sector{0, 1, 7, 8, 9, sub - 1, sub, sub + 1, 3*sub + 5} {
+			t.Run(fmt.Sprintf("%dpages/%dsectors", pages, n), func(t *testing.T) { testCopySize(t, pages, sub, n) })
+		}
+	}
+}
+
+func testCopySize(t *testing.T, pages int, sub, n blockdev.Sector) {
+	log := devtest.NewLog()
+	src, dst := filled(t, sourceSeed, n+20), filled(t, garbageSeed, n+20)
+	c := newClient(t, Options{Pages: pages})
+	res, j := copyWait(t, c, Region{log.Wrap("src", src), 9, n}, []Region{{log.Wrap("dst", dst), 9, n}}, 0)
+	if res != (result{}) || j.Err() != nil {
+		t.Fatalf("got %+v, %v", res, j.Err())
+	}
+	if done, total := j.Progress(); done != n || total != n {
+		t.Fatalf("progress %d of %d", done, total)
+	}
+	check(t, devtest.Check(dst, garbageSeed, 0, 9))
+	check(t, devtest.Check(dst, sourceSeed, 9, n))
+	check(t, devtest.Check(dst, garbageSeed, 9+n, 11))
+
+	reads, writes := 0, 0
+	for _, e := range log.Events() {
+		if e.Phase != devtest.Begin {
+			continue
+		}
+		switch e.Op {
+		case devtest.OpRead:
+			reads++
+		case devtest.OpWrite:
+			writes++
+		default:
+			t.Errorf("%v: kcopyd neither flushes nor does anything else to data", e)
+		}
+		if e.N > sub.Bytes() {
+			t.Errorf("%v: longer than the sub-job size", e)
+		}
+	}
+	if reads != writes || n == 0 && reads != 0 || n > 0 && n <= sub && reads != 1 {
+		t.Errorf("%d reads and %d writes", reads, writes)
+	}
+}
+
+// TestCopy_ReadsOnceForAllDestinations is rule 1.
+func TestCopy_ReadsOnceForAllDestinations(t *testing.T) {
+	for _, n := range []blockdev.Sector{8, 256, 1024, 5000} {
+		log := devtest.NewLog()
+		src := log.Wrap("src", filled(t, sourceSeed, n))
+		var dests []Region
+		for i := range MaxDests {
+			start := blockdev.Sector(i)
+			dests = append(dests, Region{filled(t, garbageSeed, n+10), start, n})
+		}
+		c := newClient(t, Options{})
+		mustCopy(t, c, Region{src, 0, n}, dests...)
+		for i, d := range dests {
+			start := blockdev.Sector(i)
+			for s := range n { // the pattern of the source, moved by start
+				if s%97 != 0 && s != n-1 {
+					continue
 				}
-				if done, total := j.Progress(); done != n || total != n {
-					t.Fatalf("progress %d of %d", done, total)
-				}
-				want := bytes.Clone(garbage)
-				copy(want[9*512:], src.data[5*512:][:512*sectors])
-				if !bytes.Equal(dst.data, want) {
-					t.Fatal("destination differs")
-				}
-				reads := src.calls("read")
-				if sectors > 0 && sectors <= sub && len(reads) != 1 {
-					t.Fatalf("%d reads of a request that needs no split", len(reads))
-				}
-				for _, r := range reads {
-					if r.n > int64(sub)*512 {
-						t.Fatalf("a read of %d bytes", r.n)
-					}
-				}
-				if dst.calls("flush") != nil {
-					t.Fatal("flushed")
-				}
-			})
+				want := devtest.Pattern(sourceSeed, s, 1)
+				check(t, devtest.CheckFunc(d.Dev, start+s, 1, func(blockdev.Sector) []byte { return want }))
+			}
+			check(t, devtest.Check(d.Dev, garbageSeed, 0, start))
+			check(t, devtest.Check(d.Dev, garbageSeed, start+n, 10-start))
+		}
+		var read int64
+		for _, e := range log.Events() {
+			if e.Phase == devtest.Begin {
+				read += e.N
+			}
+		}
+		if read != n.Bytes() {
+			t.Errorf("%d bytes read of %d", read, n.Bytes())
 		}
 	}
 }
 
 func TestCopy_ThousandLargeJobsOnOnePage(t *testing.T) {
 	const jobs, sectors = 1000, 64
-	src, dst := newDev(jobs*sectors*512), newDev(jobs*sectors*512)
-	copy(src.data, random(len(src.data), 1))
+	src, dst := filled(t, sourceSeed, jobs*sectors), filled(t, garbageSeed, jobs*sectors)
 	c := newClient(t, Options{Pages: 1})
 	var ended atomic.Int32
 	for i := range blockdev.Sector(jobs) {
@@ -132,68 +117,85 @@ func TestCopy_ThousandLargeJobsOnOnePage(t *testing.T) {
 		})
 	}
 	within(t, "Drain", c.Drain)
-	if ended.Load() != jobs || !bytes.Equal(src.data, dst.data) {
+	if ended.Load() != jobs {
 		t.Fatalf("%d of %d jobs ended", ended.Load(), jobs)
 	}
-	if s := c.Stats(); s.PagesFree != 1 || s.Outstanding != 0 || s.InFlight != 0 || s.Queued != 0 {
+	check(t, devtest.Check(dst, sourceSeed, 0, jobs*sectors))
+	if s := c.Stats(); s.PagesFree != 1 || s.Outstanding != 0 || s.InFlight != 0 || s.Queued != 0 || s.Callbacks != jobs {
 		t.Fatalf("%+v", s)
 	}
 }
 
-func TestCopy_EachDestinationFailsInTurn(t *testing.T) {
-	for _, sectors := range []blockdev.Sector{8, 3000} {
-		for bad := range MaxDests {
-			src := newDev(int(sectors.Bytes()))
-			copy(src.data, random(len(src.data), 3))
-			var dests []Region
-			var devs []*dev
-			for i := range MaxDests {
-				d := newDev(len(src.data))
-				if i == bad {
-					d.badWrite = func(int64, int64) bool { return true }
-				}
-				devs = append(devs, d)
-				dests = append(dests, Region{d, 0, sectors})
-			}
-			c := newClient(t, Options{})
-			res, j := copyWait(t, c, Region{src, 0, sectors}, dests, IgnoreError)
-			if res != (result{false, 1 << bad}) || !errors.Is(j.Err(), errBad) {
-				t.Fatalf("destination %d: %+v, %v", bad, res, j.Err())
-			}
-			for i, d := range devs {
-				if i != bad && !bytes.Equal(d.data, src.data) {
-					t.Fatalf("destination %d differs when %d fails", i, bad)
-				}
-			}
+// TestCopy_LargeIsParallel: of one large request several segments are in
+// flight, of many requests at most Workers I/Os.
+func TestCopy_LargeIsParallel(t *testing.T) {
+	const n = 4096
+	src := devtest.NewFaultText(filled(t, sourceSeed, n), "read hang")
+	dst := filled(t, garbageSeed, n)
+	c := newClient(t, Options{Workers: 3})
+	fn, ch := notifier()
+	c.Copy(Region{src, 0, n}, []Region{{dst, 0, n}}, 0, fn)
+	awaitHanging(t, src, 3)
+	if s := c.Stats(); s.InFlight != 3 {
+		t.Errorf("%d in flight", s.InFlight)
+	}
+	// A callback is not kept waiting by I/O.
+	pfn, pch := notifier()
+	c.Prepare(pfn).Do(false, 7)
+	if got := await(t, pch); got != (result{false, 7}) {
+		t.Errorf("got %+v", got)
+	}
+	src.Set()
+	src.Release()
+	if got := await(t, ch); got != (result{}) {
+		t.Errorf("got %+v", got)
+	}
+	check(t, devtest.Check(dst, sourceSeed, 0, n))
+}
+
+func TestZero(t *testing.T) {
+	const n = 2000
+	for _, dests := range []int{1, 3} {
+		var regions []Region
+		for i := range blockdev.Sector(dests) {
+			regions = append(regions, Region{filled(t, garbageSeed, n+20), i + 1, n})
+		}
+		c := newClient(t, Options{Pages: 1})
+		fn, ch := notifier()
+		j := c.Zero(regions, 0, fn)
+		if res := await(t, ch); res != (result{}) {
+			t.Fatalf("got %+v, %v", res, j.Err())
+		}
+		for _, r := range regions {
+			check(t, devtest.Check(r.Dev, garbageSeed, 0, r.Start))
+			check(t, devtest.CheckZero(r.Dev, r.Start, n))
+			check(t, devtest.Check(r.Dev, garbageSeed, r.Start+n, 20-r.Start))
+		}
+		if s := c.Stats(); s.BytesZeroed != uint64(dests)*uint64(blockdev.Sector(n).Bytes()) || s.Reads != 0 {
+			t.Errorf("%+v", s)
 		}
 	}
 }
 
-func TestZero(t *testing.T) {
-	a, b := newDev(1<<20), newDev(1<<20)
-	for _, d := range []*dev{a, b} {
-		copy(d.data, bytes.Repeat([]byte{1}, len(d.data)))
-	}
-	c := newClient(t, Options{Pages: 1})
-	ch := make(chan result, 1)
-	c.Zero([]Region{{a, 1, 2000}, {b, 2, 2000}}, 0, func(r bool, w uint64) { ch <- result{r, w} })
+// plain hides all abilities of a device.
+type plain struct{ blockdev.Device }
+
+func TestZero_DeviceThatCannot(t *testing.T) {
+	dst := filled(t, garbageSeed, 1000)
+	c := newClient(t, Options{})
+	fn, ch := notifier()
+	c.Zero([]Region{{plain{dst}, 10, 900}}, 0, fn)
 	if res := await(t, ch); res != (result{}) {
-		t.Fatalf("%+v", res)
+		t.Fatalf("got %+v", res)
 	}
-	for i, d := range []*dev{a, b} {
-		from := 512 * (i + 1)
-		for k, v := range d.data {
-			if inside := k >= from && k < from+2000*512; inside != (v == 0) {
-				t.Fatalf("device %d byte %d is %d", i, k, v)
-			}
-		}
-	}
+	check(t, devtest.CheckZero(dst, 10, 900))
+	check(t, devtest.Check(dst, garbageSeed, 910, 90))
 }
 
 func TestPrepare_JoinsTheStream(t *testing.T) {
 	c := newClient(t, Options{})
-	ch := make(chan result, 1)
-	p := c.Prepare(func(r bool, w uint64) { ch <- result{r, w} })
+	fn, ch := notifier()
+	p := c.Prepare(fn)
 	within(t, "Drain with an unused Prepared", c.Drain)
 	if s := c.Stats(); s.Outstanding != 1 {
 		t.Fatalf("%d outstanding", s.Outstanding)
@@ -202,22 +204,44 @@ func TestPrepare_JoinsTheStream(t *testing.T) {
 	if res := await(t, ch); res != (result{true, 5}) {
 		t.Fatalf("%+v", res)
 	}
+	mustPanic(t, "a second Do", func() { p.Do(false, 0) })
+}
+
+func TestCopy_PanicsOnProgrammerErrors(t *testing.T) {
+	c := newClient(t, Options{})
+	d := blockdev.NewMem(4096)
+	fn := func(bool, uint64) {}
+	for what, dests := range map[string][]Region{
+		"no destinations":   nil,
+		"nine destinations": make([]Region, 9),
+		"differing counts":  {{d, 0, 4}, {d, 4, 3}},
+		"no device":         {{nil, 0, 4}},
+	} {
+		mustPanic(t, what, func() { c.Copy(Region{d, 0, 4}, dests, 0, fn) })
+	}
+	mustPanic(t, "no source", func() { c.Copy(Region{nil, 0, 4}, []Region{{d, 4, 4}}, 0, fn) })
+	mustPanic(t, "no notify", func() { c.Copy(Region{d, 0, 4}, []Region{{d, 4, 4}}, 0, nil) })
+	mustPanic(t, "zero nothing", func() { c.Zero(nil, 0, fn) })
+	mustPanic(t, "prepare without notify", func() { c.Prepare(nil) })
+	if s := c.Stats(); s.Jobs != 0 || s.Outstanding != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func mustPanic(t *testing.T, what string, fn func()) {
+	t.Helper()
 	defer func() {
 		if recover() == nil {
-			t.Error("a second Do is accepted")
+			t.Errorf("%s: no panic", what)
 		}
 	}()
-	p.Do(false, 0)
+	fn()
 }
 
 func TestClose_WaitsForEverything(t *testing.T) {
-	src, dst := newDev(1<<20), newDev(1<<20)
+	src, dst := devtest.NewFaultText(filled(t, sourceSeed, 2048), "read hang"), filled(t, garbageSeed, 2048)
 	c, err := New(Options{Pages: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
-	gate := make(chan struct{})
-	src.before = func(op) { <-gate }
+	check(t, err)
 	called := make(chan struct{}, 3)
 	n := func(bool, uint64) { called <- struct{}{} }
 	c.Copy(Region{src, 0, 2048}, []Region{{dst, 0, 2048}}, 0, func(bool, uint64) {
@@ -227,10 +251,11 @@ func TestClose_WaitsForEverything(t *testing.T) {
 	p := c.Prepare(n)
 	closed := make(chan struct{})
 	go func() { c.Close(); close(closed) }()
-	close(gate)
-	for range 2 {
-		await(t, called)
-	}
+	awaitHanging(t, src, 1)
+	src.Set()
+	src.Release()
+	await(t, called)
+	await(t, called)
 	select {
 	case <-closed:
 		t.Fatal("Close did not wait for the Prepared")
@@ -246,4 +271,30 @@ func TestClose_WaitsForEverything(t *testing.T) {
 		t.Fatalf("after Close: %+v, %v", res, j.Err())
 	}
 	within(t, "second Close", func() { c.Close() })
+}
+
+// TestDrain_WaitsForWhatWasSubmittedBefore and for nothing later.
+func TestDrain_WaitsForWhatWasSubmittedBefore(t *testing.T) {
+	slow := devtest.NewFaultText(filled(t, sourceSeed, 8), "read hang")
+	fast, dst := filled(t, sourceSeed, 8), filled(t, garbageSeed, 8)
+	c := newClient(t, Options{})
+	mustCopy(t, c, Region{fast, 0, 8}, Region{dst, 0, 8})
+	within(t, "Drain of nothing", c.Drain)
+
+	fn, ch := notifier()
+	c.Copy(Region{slow, 0, 8}, []Region{{dst, 0, 8}}, 0, fn)
+	awaitHanging(t, slow, 1)
+	drained := make(chan struct{})
+	go func() { c.Drain(); close(drained) }()
+	mustCopy(t, c, Region{fast, 0, 8}, Region{filled(t, garbageSeed, 8), 0, 8})
+	select {
+	case <-drained:
+		t.Fatal("Drain did not wait")
+	default:
+	}
+	slow.Release()
+	await(t, drained)
+	if got := await(t, ch); got != (result{}) {
+		t.Fatalf("got %+v", got)
+	}
 }

@@ -25,13 +25,14 @@
 //     After an error no new segment is started, unless IgnoreError. The errors
 //     of the segments are or-ed; which of them were copied is not reported, so
 //     after an error the destination is undefined, as in the kernel.
-//  4. A read error ends its segment unwritten; with IgnoreError what could not
-//     be read is written as zeros. A write error at one destination does not
+//  4. A read error ends its segment unwritten. With IgnoreError the segment is
+//     read again page by page, what then cannot be read is written as zeros. A
+//     write error at one destination does not
 //     keep the same segment from the others. An end of file is an error. Every
 //     error is reported, ignored or not.
 //  5. Callbacks of one client run one at a time, each after the one before it
-//     has returned, in the order in which the requests ended, on any
-//     goroutine, never on the one that submits. The buffers of the request
+//     has returned, in the order in which the requests ended, on a
+//     goroutine of the client, never inside the call that submits. The buffers of the request
 //     were given back before. A callback may submit requests and use
 //     [Prepared.Do]; it must not wait for another request of its client
 //     (Drain and Close included), which would be waiting for itself.

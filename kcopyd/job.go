@@ -57,7 +57,9 @@ type Job struct {
 	zero  bool            // nothing to read
 	one   [1]Region       // storage of dests in the usual case
 
-	done atomic.Uint64 // sectors dealt with; written under c.mu
+	// Written under c.mu.
+	done      atomic.Uint64 // sectors dealt with
+	cancelled atomic.Bool
 
 	// All below: guarded by c.mu.
 
@@ -69,8 +71,7 @@ type Job struct {
 	active    int             // segments handed out and not ended
 	parked    *segment        // WriteSeq: read, and waiting for nextWrite
 	scanning  bool            // a worker is asking the source for its holes
-	cancelled bool
-	ended     bool // handed to the callback stream
+	ended     bool            // handed to the callback stream
 	readErr   bool
 	writeErr  uint64
 	err       error // the first error behind readErr and writeErr
@@ -88,10 +89,10 @@ func (j *Job) Cancel() {
 	c := j.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if j.cancelled || j.ended {
+	if j.cancelled.Load() || j.ended {
 		return
 	}
-	j.cancelled = true
+	j.cancelled.Store(true)
 	c.advanceLocked(j)
 	c.kickLocked()
 }
@@ -113,7 +114,7 @@ func (j *Job) Err() error {
 
 // moreLocked says whether the job has segments to hand out.
 func (j *Job) moreLocked() bool {
-	if j.progress >= j.total || j.cancelled {
+	if j.progress >= j.total || j.cancelled.Load() {
 		return false
 	}
 	return !j.failedLocked() || j.flags&IgnoreError != 0

@@ -1,8 +1,6 @@
 package kcopyd
 
 import (
-	"math/bits"
-
 	"github.com/dmfuse/dmfuse/blockdev"
 )
 
@@ -139,7 +137,7 @@ func (c *Client) advanceLocked(j *Job) {
 // completeLocked hands j to the callback stream. All errors are known, all
 // buffers given back.
 func (c *Client) completeLocked(j *Job) {
-	if j.cancelled && j.progress < j.total {
+	if j.cancelled.Load() && j.progress < j.total {
 		c.stats.Cancelled++
 		if j.zero {
 			j.failWriteLocked(j.allDests(), errCancelled)
@@ -198,6 +196,3 @@ func (c *Client) recycleLocked(s *segment) {
 	*s = segment{next: c.freeSegs}
 	c.freeSegs = s
 }
-
-// bitsOf counts the destinations in a mask.
-func bitsOf(mask uint64) int { return bits.OnesCount64(mask) }

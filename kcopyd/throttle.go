@@ -3,6 +3,7 @@ package kcopyd
 import (
 	"math/bits"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -52,15 +53,22 @@ func (t *Throttle) Percent() int {
 
 func (t *Throttle) now() int64 { return int64(time.Since(t.start) / tick) }
 
-// begin waits until an I/O may be issued and counts it. A nil Throttle never
-// waits.
-func (t *Throttle) begin() {
-	if t == nil {
-		return
-	}
+// tryBegin counts an I/O if there is no limit now.
+func (t *Throttle) tryBegin() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for sleeps := 0; t.share.mustWait(t.now()) && sleeps < maxSleeps; sleeps++ {
+	if t.share.percent < 100 {
+		return false
+	}
+	t.share.jobs++
+	return true
+}
+
+// begin waits until an I/O may be issued, or hurry is set, and counts it.
+func (t *Throttle) begin(hurry *atomic.Bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for sleeps := 0; t.share.mustWait(t.now()) && sleeps < maxSleeps && !hurry.Load(); sleeps++ {
 		t.mu.Unlock()
 		time.Sleep(sleepTime)
 		t.mu.Lock()

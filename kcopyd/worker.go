@@ -1,8 +1,10 @@
 package kcopyd
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -31,9 +33,16 @@ func (c *Client) step() bool {
 // stepLocked does the first thing there is: a callback, then a write that has
 // its data, then a new segment. The lock is dropped meanwhile.
 func (c *Client) stepLocked() bool {
-	switch {
-	case c.done.head != nil && !c.streaming:
+	if c.done.head != nil && !c.streaming {
 		c.callback()
+		return true
+	}
+	if c.ioBusy == c.workMax {
+		return false
+	}
+	c.ioBusy++
+	defer func() { c.ioBusy-- }()
+	switch {
 	case c.spread.head != nil:
 		c.spreadWrite()
 	case c.ready.head != nil:
@@ -59,9 +68,11 @@ func (c *Client) stepLocked() bool {
 
 // workLocked says whether another worker would find something to do.
 func (c *Client) workLocked() bool {
-	return c.done.head != nil && !c.streaming ||
-		c.spread.head != nil || c.ready.head != nil ||
-		c.queue.head != nil && !c.starved
+	if c.done.head != nil && !c.streaming {
+		return true
+	}
+	return c.ioBusy < c.workMax &&
+		(c.spread.head != nil || c.ready.head != nil || c.queue.head != nil && !c.starved)
 }
 
 // kickLocked starts a worker if there is work for one. That one starts the
@@ -120,13 +131,13 @@ func (c *Client) run(seg *segment) {
 func (c *Client) read(seg *segment) bool {
 	j := seg.job
 	off := (j.from.Start + seg.off).Bytes()
-	c.throttle.begin()
-	n, err := j.from.Dev.ReadAt(seg.buf, off)
-	c.throttle.end()
-	if n == len(seg.buf) {
-		err = nil // io.ReaderAt may say EOF with the last byte
-	} else if err == nil {
-		err = io.ErrUnexpectedEOF
+	n, err := c.readAt(j, seg.buf, off)
+	if err != nil {
+		clear(seg.buf[n:])
+		if j.flags&IgnoreError != 0 && !errors.Is(err, io.EOF) {
+			c.salvage(seg, n)
+		}
+		err = ioError("read", j.from.Dev, off, int64(len(seg.buf)), err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,16 +147,54 @@ func (c *Client) read(seg *segment) bool {
 		return true
 	}
 	c.stats.ReadErrors++
-	clear(seg.buf[n:])
-	j.failReadLocked(ioError("read", j.from.Dev, off, int64(len(seg.buf)), err))
+	j.failReadLocked(err)
 	return j.flags&IgnoreError != 0
+}
+
+// readAt reads all of p from the source of j, or returns an error.
+func (c *Client) readAt(j *Job, p []byte, off int64) (int, error) {
+	c.beginIO(j)
+	n, err := j.from.Dev.ReadAt(p, off)
+	c.throttle.end()
+	if n == len(p) {
+		return n, nil // an io.ReaderAt may say EOF with the last byte
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// salvage reads again, page by page, what a failed read of seg may have left
+// out from byte n on, so that one bad sector costs one page (rule 4).
+func (c *Client) salvage(seg *segment, n int) {
+	j := seg.job
+	off := (j.from.Start + seg.off).Bytes()
+	for at := n &^ (PageSize - 1); at < len(seg.buf) && !j.cancelled.Load(); at += PageSize {
+		page := seg.buf[at:min(at+PageSize, len(seg.buf))]
+		if k, err := c.readAt(j, page, off+int64(at)); err != nil {
+			clear(page[k:])
+		}
+	}
+}
+
+// beginIO waits until the throttle lets through an I/O for j, one worker at a
+// time: otherwise it would let through as many as there are workers. A
+// cancelled job does not wait.
+func (c *Client) beginIO(j *Job) {
+	if c.throttle == nil || c.throttle.tryBegin() {
+		return
+	}
+	c.issue <- struct{}{}
+	c.throttle.begin(&j.cancelled)
+	<-c.issue
 }
 
 // write writes seg to all destinations, large ones with the help of other
 // workers. Called without the lock, returns with it.
 func (c *Client) write(seg *segment) {
 	j := seg.job
-	c.throttle.begin()
+	c.beginIO(j)
 	if len(j.dests) > 1 && seg.bytes() >= spreadBytes {
 		c.mu.Lock()
 		seg.pending = len(j.dests)
@@ -198,7 +247,7 @@ func (c *Client) spreadWrite() {
 
 // wroteLocked counts the writes of a segment and merges their errors.
 func (c *Client) wroteLocked(seg *segment, writes int, mask uint64, err error) {
-	failed := bitsOf(mask)
+	failed := bits.OnesCount64(mask)
 	c.stats.Writes += uint64(writes)
 	c.stats.WriteErrors += uint64(failed)
 	n := uint64(writes-failed) * uint64(seg.bytes())

@@ -1,0 +1,150 @@
+package kcopyd
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
+	"golang.org/x/sys/unix"
+)
+
+// holey makes a device with data in the given ranges and holes between.
+func holey(t *testing.T, n blockdev.Sector, data ...blockdev.Range) *blockdev.Mem {
+	m := blockdev.NewMem(n.Bytes())
+	for _, r := range data {
+		check(t, devtest.Fill(m, sourceSeed, r.Start, r.Count))
+	}
+	return m
+}
+
+// checkHoley checks that d has the data of holey in [start, start+n), and
+// zeros between.
+func checkHoley(t *testing.T, d blockdev.Device, start, n blockdev.Sector, data ...blockdev.Range) {
+	t.Helper()
+	zero := make([]byte, 512)
+	check(t, devtest.CheckFunc(d, start, n, func(s blockdev.Sector) []byte {
+		for _, r := range data {
+			if s >= r.Start && s < r.End() {
+				return devtest.Pattern(sourceSeed, s, 1)
+			}
+		}
+		return zero
+	}))
+}
+
+// TestHoles_AreZeroedAndNotRead on destinations full of garbage, of which one
+// can make holes, one cannot, and one is written by several workers.
+func TestHoles_AreZeroedAndNotRead(t *testing.T) {
+	const n = 4096
+	for name, data := range map[string][]blockdev.Range{
+		"all hole":     nil,
+		"all data":     {{Start: 0, Count: n}},
+		"hole first":   {{Start: 2000, Count: n - 2000}},
+		"hole last":    {{Start: 0, Count: 1000}},
+		"alternating":  {{Start: 8, Count: 8}, {Start: 24, Count: 8}, {Start: 1024, Count: 256}, {Start: 4088, Count: 8}},
+		"border in it": {{Start: 248, Count: 16}, {Start: 1016, Count: 520}},
+	} {
+		for _, start := range []blockdev.Sector{0, 3} {
+			t.Run(name, func(t *testing.T) {
+				log := devtest.NewLog()
+				src := holey(t, n, data...)
+				a, b := filled(t, garbageSeed, n), filled(t, garbageSeed, n)
+				c := newClient(t, Options{})
+				mustCopy(t, c, Region{log.Wrap("src", src), start, n - start},
+					Region{a, start, n - start}, Region{plain{b}, start, n - start})
+				for _, d := range []blockdev.Device{a, b} {
+					check(t, devtest.Check(d, garbageSeed, 0, start))
+					checkHoley(t, d, start, n-start, data...)
+				}
+				for _, e := range log.Events() {
+					for at := e.Off; at < e.Off+e.N; at += 512 {
+						if _, hole, err := src.Extent(at); err != nil || hole {
+							t.Fatalf("%v reads a hole at sector %d", e, at/512)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestHoles_BecomeHoles in a file, and the space of the garbage there is given
+// back.
+func TestHoles_BecomeHoles(t *testing.T) {
+	const size = 1 << 20
+	dir := t.TempDir()
+	open := func(name string) *blockdev.File {
+		f, err := blockdev.OpenFile(filepath.Join(dir, name), blockdev.FileOptions{Write: true})
+		check(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	check(t, os.WriteFile(filepath.Join(dir, "src"), nil, 0o600))
+	check(t, os.Truncate(filepath.Join(dir, "src"), size))
+	check(t, os.WriteFile(filepath.Join(dir, "dst"), devtest.Pattern(garbageSeed, 0, size/512), 0o600))
+	src, dst := open("src"), open("dst")
+	if _, hole, err := src.Extent(0); err != nil || !hole {
+		t.Skipf("the file system of %s does not know holes", dir)
+	}
+	check(t, devtest.Fill(src, sourceSeed, 1024, 128))
+	c := newClient(t, Options{})
+	mustCopy(t, c, Region{src, 0, size / 512}, Region{dst, 0, size / 512})
+	checkHoley(t, dst, 0, size/512, blockdev.Range{Start: 1024, Count: 128})
+	if length, hole, err := dst.Extent(0); err != nil || !hole || length != 1024*512 {
+		t.Errorf("the destination begins with %d bytes, hole %v, %v", length, hole, err)
+	}
+	var st unix.Stat_t
+	check(t, unix.Stat(filepath.Join(dir, "dst"), &st))
+	if st.Blocks > 128+64 {
+		t.Errorf("the destination still has %d sectors allocated", st.Blocks)
+	}
+}
+
+// TestHoles_ReadErrorBesideThem is reported where it is.
+func TestHoles_ReadErrorBesideThem(t *testing.T) {
+	const n = 1024
+	src := devtest.NewFaultText(holey(t, n, blockdev.Range{Start: 512, Count: 64}), "read errno=EIO")
+	dst := filled(t, garbageSeed, n)
+	c := newClient(t, Options{})
+	res, j := copyWait(t, c, Region{src, 0, n}, []Region{{dst, 0, n}}, IgnoreError)
+	var e *blockdev.Error
+	if res != (result{true, 0}) || !errors.As(j.Err(), &e) || e.Offset != 512*512 || e.Length != 64*512 {
+		t.Errorf("%+v, %v", res, j.Err())
+	}
+	check(t, devtest.CheckZero(dst, 0, n))
+
+	// A request that lies in the holes does not notice it.
+	mustCopy(t, c, Region{src, 0, 512}, Region{dst, 0, 512})
+}
+
+// strange answers questions for holes as it likes.
+type strange struct {
+	*blockdev.Mem
+	length int64
+	hole   bool
+	err    error
+}
+
+func (s strange) Extent(int64) (int64, bool, error) { return s.length, s.hole, s.err }
+
+// TestHoles_StrangeAnswers never cost data.
+func TestHoles_StrangeAnswers(t *testing.T) {
+	const n = 100
+	for _, s := range []strange{
+		{length: 1}, {length: 511, hole: true}, {length: 513}, {length: 1 << 62}, {length: -5, hole: true},
+		{err: unix.EIO, hole: true}, {length: 0},
+	} {
+		s.Mem = filled(t, sourceSeed, n)
+		dst := filled(t, garbageSeed, n)
+		mustCopy(t, newClient(t, Options{}), Region{s, 0, n}, Region{dst, 0, n})
+		check(t, devtest.Check(dst, sourceSeed, 0, n))
+	}
+	// A hole longer than the request zeroes the request and no more.
+	dst := filled(t, garbageSeed, n)
+	mustCopy(t, newClient(t, Options{}), Region{strange{Mem: filled(t, 0, n), length: 1 << 62, hole: true}, 0, 50}, Region{dst, 0, 50})
+	check(t, devtest.CheckZero(dst, 0, 50))
+	check(t, devtest.Check(dst, garbageSeed, 50, 50))
+}
