@@ -78,6 +78,11 @@ func (g *Group) newSnapshot(env *target.Env, args []string) (target.Target, erro
 	if err := p.parseStore(args, [2]int{blockdev.BlockSize(source), blockdev.BlockSize(cow)}); err != nil {
 		return nil, err
 	}
+	// The mapper checks this too, but only when a new store has been written
+	// (promise 7).
+	if size := blockdev.SectorsIn(source.Size()); size < env.Length {
+		return nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", env.Length, size)}
+	}
 	s := &snapshot{group: g, env: env, params: p, source: source, cow: cow, pending: make(map[Chunk]*unit)}
 	s.copier = copier{o: g.o}
 	s.o = g.hold(source.ID())

@@ -7,8 +7,10 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 )
 
-// ErrFull says that a COW device has no room for one more exception.
-var ErrFull = fmt.Errorf("%w on the COW device", blockdev.ErrNoSpace)
+// ErrFull says that a COW device has no room for one more exception. To the
+// writer it is EIO, as from the kernel (dm-snap.c): the device that is written
+// to is not full.
+var ErrFull = fmt.Errorf("%w: no space on the COW device", blockdev.ErrIO)
 
 // errNoMetadata is what a store without metadata on disk answers.
 var errNoMetadata = errors.New("store keeps nothing on disk")

@@ -13,7 +13,7 @@ import (
 
 // chunkSizes are those the exchange is tried with, in sectors: the smallest
 // (many areas), the usual one, two larger, and 1 MiB.
-var chunkSizes = []int{1, 8, 16, 128, 2048}
+var chunkSizes = []int64{1, 8, 16, 128, 2048}
 
 func requireKernel(t *testing.T) {
 	t.Helper()

@@ -1,0 +1,200 @@
+package compat
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// vector is one recording of testdata/snapshot.
+type vector struct {
+	Name    string
+	About   string
+	Devices map[string]struct {
+		Node    string
+		Sectors int64
+		Initial string
+	}
+	Ops    map[string]json.RawMessage
+	Expect map[string]string `json:"expect_sha256"`
+	Images map[string]struct {
+		Sectors int64
+		SHA256  string
+	}
+	Steps []step
+}
+
+// step is one command of a recording with its answer.
+type step struct {
+	At             string
+	Argv           []string
+	Ops            json.RawMessage // name of a list, or the list itself
+	Stdout, Stderr string
+	RC             int
+	Map            map[string]string // sha of every 8 sectors that are not the plain origin
+}
+
+// TestSnapshotVectors does what each recording did and compares every answer,
+// the contents, and at the end the images.
+func TestSnapshotVectors(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/snapshot/*")
+	if err != nil || len(dirs) < 30 {
+		t.Fatalf("%d recordings, %v", len(dirs), err)
+	}
+	l := newLedger(t, "snapshot")
+	for _, dir := range dirs {
+		name := "snapshot/" + filepath.Base(dir)
+		if l.skip(name) {
+			continue
+		}
+		t.Run(filepath.Base(dir), func(t *testing.T) { replay(t, l, name, dir) })
+	}
+}
+
+func replay(t *testing.T, book *ledger, name, dir string) {
+	var v vector
+	readJSON(t, filepath.Join(dir, "vector.json"), &v)
+	lab := newLab(t)
+	for _, d := range v.Devices {
+		lab.device(d.Node, initial(t, d.Initial, d.Sectors))
+	}
+	for i, s := range v.Steps {
+		got, what := lab.step(v, s)
+		id := fmt.Sprintf("%s/%d %s %s", name, i, s.At, what)
+		book.equal(t, id+" stdout", got.stdout, s.Stdout)
+		book.equal(t, id+" stderr", got.stderr, s.Stderr)
+		book.equal(t, id+" rc", fmt.Sprint(got.rc), fmt.Sprint(s.RC))
+	}
+	for _, image := range slices.Sorted(maps.Keys(v.Images)) {
+		want := unzip(t, filepath.Join(dir, image))
+		if hash(want) != v.Images[image].SHA256 {
+			t.Fatalf("%s: damaged", image)
+		}
+		device := strings.TrimSuffix(image, ".img.gz")
+		got := lab.content(v.Devices[device].Node)
+		book.equal(t, name+"/image "+device, imageDiff(got, want), "")
+	}
+}
+
+// step does one step of a recording. "again" follows a removal: the devices are
+// made once more over the same files.
+func (l *lab) step(v vector, s step) (answer, string) {
+	l.t.Helper()
+	if s.Ops != nil {
+		list, what := opList(l.t, v, s)
+		return l.ops(list), what
+	}
+	what := strings.Join(s.Argv, " ")
+	switch {
+	case s.Argv[0] == "dmsetup":
+		return l.dmsetup(s.Argv[1:]), what
+	case len(s.Argv) == 3 && s.Argv[0] == "blk" && s.Argv[1] == "sha":
+		sum, err := l.sum(filepath.Base(s.Argv[2]), 0, 0)
+		if err != nil {
+			return answer{stdout: errnoName(err) + "\n", rc: 1}, what
+		}
+		return answer{stdout: sum + "\n"}, what
+	}
+	l.t.Fatalf("step of another form: %q", s.Argv)
+	return answer{}, ""
+}
+
+// opList is the list of operations of a step: a name of the recording's lists,
+// the list itself, or "reads.DEV", whose operations are those of its answer.
+func opList(t *testing.T, v vector, s step) (list []string, what string) {
+	t.Helper()
+	if json.Unmarshal(s.Ops, &list) == nil {
+		return list, "ops"
+	}
+	if err := json.Unmarshal(s.Ops, &what); err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasPrefix(what, "reads.") {
+		for line := range strings.Lines(s.Stdout) {
+			f := strings.SplitN(line, ": ", 3)
+			list = append(list, f[1])
+		}
+		return list, what
+	}
+	if err := json.Unmarshal(v.Ops[what], &list); err != nil {
+		t.Fatalf("list %q: %v", what, err)
+	}
+	return list, what
+}
+
+// imageDiff names the first sectors that differ, "" for none.
+func imageDiff(got, want []byte) string {
+	if len(got) != len(want) {
+		return fmt.Sprintf("%d bytes, not %d", len(got), len(want))
+	}
+	var diff []string
+	for s := 0; s*sector < len(want); s++ {
+		end := min((s+1)*sector, len(want))
+		if !bytes.Equal(got[s*sector:end], want[s*sector:end]) {
+			diff = append(diff, fmt.Sprint(s))
+		}
+	}
+	if len(diff) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d sectors differ: %s", len(diff), strings.Join(diff[:min(len(diff), 20)], " "))
+}
+
+// initial is the first content of a device, in the words of the recordings.
+func initial(t *testing.T, text string, sectors int64) []byte {
+	t.Helper()
+	if text == "zero" {
+		return make([]byte, sectors*sector)
+	}
+	text, zeroed, _ := strings.Cut(text, ", then sectors 0..")
+	var seed uint64
+	if _, err := fmt.Sscanf(text, "pattern seed %d", &seed); err != nil {
+		t.Fatalf("content of another form: %q: %v", text, err)
+	}
+	b := pattern(seed, 0, sectors)
+	if zeroed != "" {
+		var last int
+		if _, err := fmt.Sscanf(zeroed, "%d zeroed", &last); err != nil {
+			t.Fatalf("content of another form: %q: %v", zeroed, err)
+		}
+		clear(b[:(last+1)*sector])
+	}
+	return b
+}
+
+func readJSON(t *testing.T, path string, to any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, to); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func unzip(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	b, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return b
+}

@@ -1,0 +1,81 @@
+package harness
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Race tells whether test and daemon run under the race detector: everything
+// takes about ten times as long.
+func Race() bool { return raceBuild }
+
+var built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// Binary builds the program, once in a run, and returns its path. Beside it is
+// the link "dmsetup". DMFUSE_BIN names one to use instead.
+func Binary(t testing.TB) string {
+	t.Helper()
+	if bin := os.Getenv("DMFUSE_BIN"); bin != "" {
+		return bin
+	}
+	built.once.Do(func() { built.path, built.err = buildBinary(t) })
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.path
+}
+
+// buildBinary builds into bin/test of the repository, where go build finds what
+// is up to date. A lock keeps the suites of one "go test" apart.
+func buildBinary(t testing.TB) (string, error) {
+	root := moduleRoot(t)
+	dir, mode, cgo := filepath.Join(root, "bin", "test"), "dmfuse", "CGO_ENABLED=0"
+	args := []string{"go", "build"}
+	if raceBuild {
+		dir, cgo, args = filepath.Join(root, "bin", "race"), "CGO_ENABLED=1", append(args, "-race")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, mode)
+	Command{Args: append(args, "-o", bin, "./cmd/dmfuse"), Env: []string{cgo}, Dir: root, Limit: 5 * time.Minute}.Must(t)
+	link := filepath.Join(dir, "dmsetup")
+	if err := os.Symlink("dmfuse", link); err != nil && !os.IsExist(err) {
+		return "", err
+	}
+	return bin, nil
+}
+
+// moduleRoot is the folder of go.mod, from wherever the test runs.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == "/" {
+			t.Fatal("not inside the module")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
