@@ -41,8 +41,11 @@ type Device struct {
 	flushErr       error // a flush that failed while nobody waited for it
 	problem        error // why a restart could not bring back the tables
 
-	recordMu sync.Mutex // one writer of the record at a time
-	guards   []*guard   // guarded by mu
+	guards []*guard
+
+	recordMu  sync.Mutex // one writer of the record at a time
+	forgotten bool       // the record is gone and must not come back
+	restoring bool       // the record is being read, not written
 }
 
 // Name is the present name.

@@ -75,6 +75,13 @@ func (c *counter) now() uint32 {
 	return c.n
 }
 
+func (c *counter) set(n uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n = n
+	c.wakeLocked()
+}
+
 // wait returns the number as soon as it differs from nr.
 func (c *counter) wait(ctx context.Context, nr uint32) (uint32, error) {
 	for {

@@ -38,7 +38,7 @@ func (l *mappedLower) ReadAt(p []byte, off int64) (int, error) {
 		return 0, invalid("negative offset %d", off)
 	}
 	want := len(p)
-	p, err := l.dev.clip(l.ctx(), p, off)
+	p, err := l.dev.clip(p, off)
 	if err != nil {
 		return 0, err
 	}

@@ -288,8 +288,8 @@ func (m *Manager) Rename(oldName, newName string) error {
 	m.byName[newName] = d
 	d.name.Store(&newName)
 	m.mu.Unlock()
-	d.record()
 	d.raiseIfLive()
+	d.record()
 	m.hub.global.raise()
 	d.report(EventRename, oldName)
 	return nil
@@ -320,8 +320,8 @@ func (m *Manager) SetUUID(name, uuid string) error {
 	if err != nil {
 		return err
 	}
-	d.record()
 	d.raiseIfLive()
+	d.record()
 	m.hub.global.raise()
 	d.report(EventUUID, "")
 	return nil
@@ -360,10 +360,10 @@ func (m *Manager) Subscribe() (events <-chan Event, cancel func()) { return m.hu
 
 var errShutdown = fmt.Errorf("%w: the daemon is shutting down", blockdev.ErrBusy)
 
-// foreignMajor chooses the highest block major below 255 that /proc/devices
+// freeMajor chooses the highest block major below 255 that /proc/devices
 // does not list, as the kernel does for device-mapper (kernel:
 // __register_blkdev).
-func foreignMajor(procDevices []byte) int {
+func freeMajor(procDevices []byte) int {
 	used := map[int]bool{}
 	_, block, _ := bytes.Cut(procDevices, []byte("Block devices:"))
 	for line := range strings.Lines(string(block)) {

@@ -1,31 +1,242 @@
 package mapper
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"strings"
+	"sync"
 )
 
+// Files of a state directory.
+const (
+	stateFile    = "mapper.json" // numbers that must not be given twice
+	recordPrefix = "device-"     // one record per device, by serial number
+	recordSuffix = ".json"
+	damagedMark  = ".damaged" // a record that could not be read, moved aside
+	serialStep   = 1000       // serial numbers reserved by one write
+)
+
+// stateDir keeps the records of promise 9. Without a directory it only counts.
 type stateDir struct {
-	m      *Manager
-	serial atomic.Uint64
+	dir  string // empty: nothing is kept
+	boot string // id of this boot
+
+	mu       sync.Mutex
+	numbers  numbers
+	serial   uint64           // last one given
+	problems []RestoreProblem // found while opening
 }
 
+// numbers is the content of stateFile.
+type numbers struct {
+	Boot     string `json:"boot_id"`
+	Major    int    `json:"major"`
+	Reserved uint64 `json:"serials_reserved"` // no larger serial was ever given
+}
+
+// openState reads the numbers of the state directory and settles the major.
 func openState(m *Manager) (*stateDir, error) {
-	m.major = m.o.Major
-	if m.major == 0 {
-		b, err := os.ReadFile(filepath.Join(m.host.Proc, "devices"))
-		if err != nil {
+	s := &stateDir{dir: m.o.StateDir}
+	if s.dir != "" {
+		if err := s.load(m.host); err != nil {
 			return nil, err
 		}
-		m.major = foreignMajor(b)
 	}
-	return &stateDir{m: m}, nil
+	m.major = m.o.Major
+	if m.major == 0 && s.numbers.Boot == s.boot {
+		m.major = s.numbers.Major
+	}
+	if m.major == 0 {
+		list, err := os.ReadFile(filepath.Join(m.host.Proc, "devices"))
+		if err != nil {
+			return nil, fmt.Errorf("choosing a major number: %w", err)
+		}
+		m.major = freeMajor(list)
+	}
+	s.numbers.Boot, s.numbers.Major = s.boot, m.major
+	return s, s.save()
 }
 
-func (s *stateDir) nextSerial() (uint64, error) { return s.serial.Add(1), nil }
-func (s *stateDir) forget(d *Device)            {}
+func (s *stateDir) load(h *Host) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	boot, err := os.ReadFile(filepath.Join(h.Proc, "sys/kernel/random/boot_id"))
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	s.boot = strings.TrimSpace(string(boot))
+	path := filepath.Join(s.dir, stateFile)
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("state directory: %w", err)
+	default:
+		if err := decodeState(data, &s.numbers); err != nil {
+			s.numbers = numbers{}
+			s.problems = append(s.problems, s.setAside(path, err))
+		}
+	}
+	// A record that is newer than the numbers (they were damaged) counts too.
+	serials, err := s.recordSerials()
+	if err != nil {
+		return err
+	}
+	for _, n := range serials {
+		s.numbers.Reserved = max(s.numbers.Reserved, n+serialStep)
+	}
+	s.serial = s.numbers.Reserved
+	return nil
+}
 
-func (d *Device) record()                       {}
-func (d *Device) recordErr() error              { return nil }
-func (d *Device) recordAs(suspended bool) error { return nil }
+// save writes the numbers.
+func (s *stateDir) save() error {
+	if s.dir == "" {
+		return nil
+	}
+	data, err := encodeState(s.numbers)
+	if err == nil {
+		err = replaceFile(filepath.Join(s.dir, stateFile), data)
+	}
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return nil
+}
+
+// nextSerial gives a number that was never given before, also not by an earlier
+// daemon: a block of them is reserved on disk first.
+func (s *stateDir) nextSerial() (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir != "" && s.serial >= s.numbers.Reserved {
+		s.numbers.Reserved = s.serial + serialStep
+		if err := s.save(); err != nil {
+			s.numbers.Reserved = s.serial
+			return 0, err
+		}
+	}
+	s.serial++
+	return s.serial, nil
+}
+
+func (s *stateDir) recordPath(serial uint64) string {
+	return filepath.Join(s.dir, fmt.Sprintf("%s%d%s", recordPrefix, serial, recordSuffix))
+}
+
+// recordSerials lists the records that there are. Files of a write that was cut
+// off are removed.
+func (s *stateDir) recordSerials() ([]uint64, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	var out []uint64
+	for _, e := range entries {
+		var n uint64
+		name := e.Name()
+		if strings.HasPrefix(name, ".new-") {
+			_ = os.Remove(filepath.Join(s.dir, name))
+			continue
+		}
+		if _, err := fmt.Sscanf(name, recordPrefix+"%d"+recordSuffix, &n); err == nil &&
+			s.recordPath(n) == filepath.Join(s.dir, name) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// setAside moves a file that cannot be used out of the way and says so.
+func (s *stateDir) setAside(path string, cause error) RestoreProblem {
+	aside := path + damagedMark
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(aside); err != nil {
+			break
+		}
+		aside = fmt.Sprintf("%s%s-%d", path, damagedMark, i)
+	}
+	err := fmt.Errorf("state file %s: %w; it was moved to %s", path, cause, aside)
+	if rerr := os.Rename(path, aside); rerr != nil {
+		err = fmt.Errorf("state file %s: %w; it could not be moved aside: %v", path, cause, rerr)
+	}
+	return RestoreProblem{Path: path, Err: err}
+}
+
+// forget removes the record of a device for good.
+func (s *stateDir) forget(d *Device) {
+	if s.dir == "" {
+		return
+	}
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
+	d.forgotten = true
+	if err := os.Remove(s.recordPath(d.serial)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.m.log.WithField("device", d.Name()).WithError(err).Error("removing the record for restart")
+	}
+}
+
+// record writes the record of a device as it is now. Failing is no reason to
+// fail what was done already; it is logged and reported.
+func (d *Device) record() {
+	if err := d.recordErr(); err != nil {
+		d.m.log.WithField("device", d.Name()).WithError(err).Error("a restart would not bring back the last change")
+		d.report(EventProblem, err.Error())
+	}
+}
+
+func (d *Device) recordErr() error { return d.writeRecord(nil) }
+
+// recordAs is recordErr for a device that is about to be suspended or not.
+func (d *Device) recordAs(suspended bool) error { return d.writeRecord(&suspended) }
+
+func (d *Device) writeRecord(suspended *bool) error {
+	s := d.m.state
+	if s.dir == "" {
+		return nil
+	}
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
+	if d.forgotten || d.restoring {
+		return nil
+	}
+	r := d.makeRecord()
+	if suspended != nil {
+		r.Suspended = *suspended
+	}
+	data, err := encodeState(r)
+	if err == nil {
+		err = replaceFile(s.recordPath(d.serial), data)
+	}
+	if err != nil {
+		return fmt.Errorf("record for restart: %w", err)
+	}
+	return nil
+}
+
+func (d *Device) makeRecord() record {
+	d.mu.Lock()
+	live, inactive := d.live.Load(), d.inactive
+	if live != nil {
+		live.hold()
+	}
+	if inactive != nil {
+		inactive.hold()
+	}
+	r := record{
+		Boot: d.m.state.boot, Name: text(d.Name()), UUID: text(d.uuid), Minor: d.minor, Serial: d.serial,
+		Major: d.m.major, Loaded: d.loaded, Suspended: d.suspended, DeferredRemove: d.deferredRemove,
+		EventNr: d.events.now(),
+		Attr:    recordAttr{Mode: d.attr.Mode, UID: d.attr.UID, GID: d.attr.GID, Mtime: d.attr.Mtime},
+	}
+	for _, g := range d.guards {
+		r.Guards = append(r.Guards, g.was)
+	}
+	d.mu.Unlock()
+	r.Live, r.Inactive = recordOf(live), recordOf(inactive) // ask the targets, no lock held
+	return r
+}

@@ -3,6 +3,7 @@ package mapper
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -166,18 +167,24 @@ func (d *Device) swap(next *table) (old *table, err error) {
 			old.flushAtEnd = true
 		}
 	}
-	now := d.m.o.now()
 	d.mu.Lock()
-	d.live.Store(next)
-	next.live.Store(true)
-	d.readOnly = next.readOnly
-	d.immutable = next.immutable()
-	d.attr.Mtime = now
 	d.problem = nil
+	d.mu.Unlock()
+	d.setLive(next, d.m.o.now())
+	return old, nil
+}
+
+// setLive makes t the live table; the gate is shut and drained.
+func (d *Device) setLive(t *table, mtime time.Time) {
+	d.mu.Lock()
+	d.live.Store(t)
+	t.live.Store(true)
+	d.readOnly = t.readOnly
+	d.immutable = t.immutable()
+	d.attr.Mtime = mtime
 	d.mu.Unlock()
 	d.m.hub.global.raise()
 	d.report(EventSwap, "")
-	return old, nil
 }
 
 // resume lets the live table's I/O run. With swapped set, the table is another

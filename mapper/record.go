@@ -1,0 +1,225 @@
+package mapper
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// A state file is one line of words, "dmfuse-state VERSION CRC", and JSON. The
+// checksum (CRC-32C, hexadecimal) is that of the JSON.
+const (
+	stateMagic   = "dmfuse-state"
+	stateVersion = 1
+)
+
+// record is what a restart needs to make a device again.
+type record struct {
+	Boot     string       `json:"boot_id"`
+	Name     text         `json:"name"`
+	UUID     text         `json:"uuid,omitempty"`
+	Minor    int          `json:"minor"`
+	Serial   uint64       `json:"serial"`
+	Major    int          `json:"major"` // that the numbers in the tables mean
+	Loaded   bool         `json:"loaded"`
+	Live     *recordTable `json:"live,omitempty"`
+	Inactive *recordTable `json:"inactive,omitempty"`
+
+	Suspended      bool          `json:"suspended,omitempty"`
+	DeferredRemove bool          `json:"deferred_remove,omitempty"`
+	EventNr        uint32        `json:"event_nr"` // as of the last record: events of targets write none
+	Attr           recordAttr    `json:"attr"`
+	Guards         []recordGuard `json:"guards,omitempty"`
+}
+
+type recordTable struct {
+	ReadOnly bool         `json:"read_only,omitempty"`
+	Lines    []recordLine `json:"lines"`
+}
+
+type recordLine struct {
+	Start  uint64 `json:"start"`
+	Length uint64 `json:"length"`
+	Type   text   `json:"type"`
+	Args   []text `json:"args"`
+}
+
+type recordAttr struct {
+	Mode  uint32    `json:"mode"`
+	UID   uint32    `json:"uid"`
+	GID   uint32    `json:"gid"`
+	Mtime time.Time `json:"mtime"`
+}
+
+// recordGuard is a file that must not change, as it was when it was guarded.
+type recordGuard struct {
+	Path text   `json:"path"`
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
+	Size int64  `json:"size"`
+	// Mtime is the time of its last change, in ns since 1970.
+	Mtime int64 `json:"mtime_ns"`
+}
+
+// text is a string of any bytes: names and paths need not be UTF-8. What JSON
+// cannot hold is written with Go's quoting, under the key "quoted".
+type text string
+
+type quotedText struct {
+	Quoted string `json:"quoted"`
+}
+
+// MarshalJSON writes a JSON string where that keeps all bytes.
+func (t text) MarshalJSON() ([]byte, error) {
+	if utf8.ValidString(string(t)) {
+		return json.Marshal(string(t))
+	}
+	return json.Marshal(quotedText{strconv.QuoteToASCII(string(t))})
+}
+
+// UnmarshalJSON reads both forms.
+func (t *text) UnmarshalJSON(b []byte) error {
+	var s string
+	if json.Unmarshal(b, &s) == nil {
+		*t = text(s)
+		return nil
+	}
+	var q quotedText
+	if err := json.Unmarshal(b, &q); err != nil {
+		return err
+	}
+	s, err := strconv.Unquote(q.Quoted)
+	*t = text(s)
+	return err
+}
+
+func recordOf(t *table) *recordTable {
+	if t == nil {
+		return nil
+	}
+	defer t.release()
+	r := &recordTable{ReadOnly: t.readOnly}
+	for _, l := range t.lines() {
+		line := recordLine{Start: uint64(l.Start), Length: uint64(l.Length), Type: text(l.Type), Args: []text{}}
+		for _, a := range l.Args {
+			line.Args = append(line.Args, text(a))
+		}
+		r.Lines = append(r.Lines, line)
+	}
+	return r
+}
+
+func (r *recordTable) lines() []Line {
+	if r == nil {
+		return nil
+	}
+	out := make([]Line, len(r.Lines))
+	for i, l := range r.Lines {
+		out[i] = Line{Start: blockdev.Sector(l.Start), Length: blockdev.Sector(l.Length), Type: string(l.Type)}
+		for _, a := range l.Args {
+			out[i].Args = append(out[i].Args, string(a))
+		}
+	}
+	return out
+}
+
+// check refuses what no record of ours can hold.
+func (r *record) check() error {
+	if err := checkName(string(r.Name)); err != nil {
+		return err
+	}
+	if r.Minor < 0 || r.Minor >= maxMinors || len(r.UUID) > maxUUID || r.Serial == 0 {
+		return invalid("a number or the uuid is out of range")
+	}
+	for _, t := range []*recordTable{r.Live, r.Inactive} {
+		if t == nil {
+			continue
+		}
+		if len(t.Lines) == 0 || len(t.Lines) > maxTargets {
+			return invalid("a table of %d lines", len(t.Lines))
+		}
+		next := uint64(0)
+		for _, l := range t.Lines {
+			if l.Start != next || l.Length == 0 || l.Length > maxSectors || l.Start > maxSectors-l.Length {
+				return invalid("a table with a bad segment, %d %d", l.Start, l.Length)
+			}
+			next += l.Length
+		}
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encodeState makes the bytes of a state file.
+func encodeState(v any) ([]byte, error) {
+	body, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	body = append(body, '\n')
+	head := fmt.Sprintf("%s %d %08x\n", stateMagic, stateVersion, crc32.Checksum(body, castagnoli))
+	return append([]byte(head), body...), nil
+}
+
+// decodeState reads the bytes of a state file into v.
+func decodeState(data []byte, v any) error {
+	head, body, ok := strings.Cut(string(data), "\n")
+	words := strings.Fields(head)
+	switch {
+	case !ok || len(words) != 3 || words[0] != stateMagic:
+		return invalid("not a dmfuse state file")
+	case words[1] != strconv.Itoa(stateVersion):
+		return invalid("a state file of version %s; this program reads version %d", words[1], stateVersion)
+	case words[2] != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)):
+		return invalid("the checksum is wrong: the file is damaged or was edited")
+	}
+	if err := json.Unmarshal([]byte(body), v); err != nil {
+		return invalid("%v", err)
+	}
+	return nil
+}
+
+// replaceFile puts data into path so that a reader finds the old content or the
+// new one, whatever happens: create, sync, rename, sync the directory.
+func replaceFile(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
