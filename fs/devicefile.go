@@ -211,12 +211,20 @@ func (f *FileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.L
 // SetAttr changes mode, owner and time of a device file. Its size is the
 // device's: setting it to what it is, or to 0 as O_TRUNC does, changes nothing.
 func (f *FileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	d, code := f.file(in.NodeId)
-	if !code.Ok() {
+	d, p, ok := f.device(in.NodeId)
+	switch {
+	case !ok && in.NodeId>>partBits != 0:
+		return statusNoEntry
+	case !ok || p != partFile:
 		return statusPermission
 	}
-	if size, ok := in.GetSize(); ok && size != 0 && int64(size) != d.Size() {
-		return statusInvalid
+	if size, ok := in.GetSize(); ok {
+		if d.ReadOnly() {
+			return statusReadOnly
+		}
+		if size != 0 && size != uint64(max(d.Size(), 0)) {
+			return statusInvalid
+		}
 	}
 	a := d.Attr()
 	was := a

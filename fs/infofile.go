@@ -51,7 +51,7 @@ func (i *infos) drain() {
 func (f *FileSystem) infoAttr(d Device, node uint64, out *fuse.Attr) {
 	*out = fuse.Attr{
 		Ino:     node,
-		Mode:    syscall.S_IFREG | 0444&(f.perm|f.perm<<1|f.perm<<2),
+		Mode:    syscall.S_IFREG | f.perm&0444,
 		Nlink:   1,
 		Owner:   fuse.Owner{Uid: f.uid, Gid: f.gid},
 		Blksize: blockSize,

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,8 +12,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
-
-	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // subtype makes the type of the mount "fuse.dmfuse": by it a mount of ours is
@@ -137,12 +136,12 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 func (s *Server) Unmount(ctx context.Context) error {
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()
-	for {
+	for !s.gone() {
 		err := unmountClean(s.dir)
-		if err == nil || s.gone() {
+		if err == nil || errors.Is(err, syscall.EINVAL) { // EINVAL: nothing is mounted there
 			break
 		}
-		if blockdev.Kind(err) != blockdev.ErrBusy {
+		if !errors.Is(err, syscall.EBUSY) {
 			return fmt.Errorf("unmount %s: %w", s.dir, err)
 		}
 		select {
@@ -169,6 +168,21 @@ func (s *Server) UnmountLazily() error {
 	}
 	if err := unmountLazily(s.dir); err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
+	}
+	return nil
+}
+
+// Abort ends the connection to the kernel and takes the mount away: requests
+// inside and all later ones fail at their callers. Only root can; for others it
+// is UnmountLazily, and the connection ends with the process. It is for a
+// process that must go while clients wait on it, and for one with threads that
+// wait on its own mount, which nothing else ends.
+func (s *Server) Abort() error {
+	if s.gone() {
+		return nil
+	}
+	if err := abortMount(s.dir); err != nil {
+		return fmt.Errorf("abort %s: %w", s.dir, err)
 	}
 	return nil
 }

@@ -136,6 +136,11 @@ func unmountLazily(dir string) error {
 	return unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH, "-uz")
 }
 
+// abortMount is unmountLazily after ending the connection.
+func abortMount(dir string) error {
+	return unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH, "-uz")
+}
+
 func unmount(dir string, flags int, arg string) error {
 	err := unix.Unmount(dir, flags)
 	if err == nil || !errors.Is(err, unix.EPERM) {
