@@ -2,6 +2,7 @@ package mapper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -150,67 +151,103 @@ func (b *builder) open(name string, mode target.Mode) (target.Lower, error) {
 func (b *builder) wait() context.Context { return *b.waits.Load() }
 
 // openLower finds what a word of a table names and opens it.
-func (m *Manager) openLower(b *builder, name string, mode target.Mode) (*lowerRef, error) {
-	if major, minor, ok := parseNumber(name); ok {
-		return m.openNumber(b, name, major, minor, mode)
+func (m *Manager) openLower(b *builder, word string, mode target.Mode) (*lowerRef, error) {
+	if major, minor, ok := parseNumber(word); ok {
+		return m.openNumber(b, word, major, minor, mode)
 	}
-	if d, ok := m.deviceOfWord(name); ok {
+	d, in := m.deviceOfWord(word)
+	switch {
+	case d != nil:
 		return m.openMapped(b, d, mode)
+	case in:
+		return nil, fmt.Errorf("%w: %q leads into the daemon's own mount, and no device has that name", blockdev.ErrNoDevice, word)
+	case !filepath.IsAbs(word):
+		return nil, fmt.Errorf("%w: %q is neither the name of a device, an absolute path, nor major:minor", blockdev.ErrNoDevice, word)
+	case m.o.OpenLower == nil:
+		return nil, fmt.Errorf("%w: %q", blockdev.ErrNoDevice, word)
 	}
-	if !filepath.IsAbs(name) {
-		return nil, fmt.Errorf("%w: %q is neither a device of this daemon, an absolute path, nor major:minor", blockdev.ErrNoDevice, name)
-	}
-	if m.o.OpenLower == nil {
-		return nil, fmt.Errorf("%w: %q", blockdev.ErrNoDevice, name)
-	}
-	l, err := m.o.OpenLower(name, mode == target.ReadWrite)
+	l, err := m.o.OpenLower(word, mode == target.ReadWrite)
 	if err != nil {
 		return nil, err
 	}
-	return m.hosted(b, l, name, mode)
+	return m.openOther(b, l, word, mode)
 }
 
-// deviceOfWord finds the device that a name, or a path in the mount, stands for.
-func (m *Manager) deviceOfWord(word string) (*Device, bool) {
+// deviceOfWord finds the device that a name, or a path in the mount, stands
+// for. in says that the word is a path into the mount.
+func (m *Manager) deviceOfWord(word string) (d *Device, in bool) {
 	name := word
 	if strings.Contains(word, "/") {
-		var ok bool
-		if name, ok = m.nameInMount(word); !ok {
+		if name, in = m.inMount(word); !in {
 			return nil, false
 		}
 	}
 	d, err := m.Device(ByName(name))
-	return d, err == nil
+	if err != nil {
+		return nil, in
+	}
+	return d, in
 }
 
-func (m *Manager) openNumber(b *builder, name string, major, minor uint32, mode target.Mode) (*lowerRef, error) {
+func (m *Manager) openNumber(b *builder, word string, major, minor uint32, mode target.Mode) (*lowerRef, error) {
 	d := m.byMinor(int(major), int(minor))
 	switch {
 	case d != nil && m.host.hasBlockDevice(major, minor):
-		return nil, invalid("%s is a mapped device and a block device of this machine; use a path", name)
+		return nil, invalid("%s is a mapped device and a block device of this machine; use a name or path", word)
 	case d != nil:
 		return m.openMapped(b, d, mode)
 	case m.o.OpenNumber == nil:
-		return nil, fmt.Errorf("%w: no device has the number %s", blockdev.ErrNoAddress, name)
+		return nil, fmt.Errorf("%w: no device has the number %s", blockdev.ErrNoAddress, word)
 	}
 	l, err := m.o.OpenNumber(major, minor, mode == target.ReadWrite)
 	if err != nil {
 		return nil, err
 	}
-	return m.hosted(b, l, name, mode)
+	return m.openOther(b, l, word, mode)
 }
 
+// openMapped makes a mapped device a lower device of the table.
 func (m *Manager) openMapped(b *builder, d *Device, mode target.Mode) (*lowerRef, error) {
-	kind := useRead
-	if mode == target.ReadWrite {
-		kind = useWrite
-	}
-	if err := m.graph.add(b.d, d, kind); err != nil {
+	u := b.use(node{dev: d}, d.Name(), mode)
+	if err := m.graph.add(u); err != nil {
 		return nil, err
 	}
-	l := &lowerRef{Lower: &mappedLower{dev: d, ctx: b.wait}, mode: mode, mapped: d}
-	l.undo = func() { m.graph.remove(b.d, d, kind) }
-	return l, nil
+	return &lowerRef{
+		Lower: &mappedLower{dev: d, ctx: b.wait}, mode: mode, mapped: d,
+		undo: func() { m.graph.remove(u) },
+	}, nil
+}
+
+// openOther makes an open file or block device a lower device of the table. It
+// closes it when that would close a loop.
+func (m *Manager) openOther(b *builder, l target.Lower, word string, mode target.Mode) (*lowerRef, error) {
+	ref := &lowerRef{Lower: l, mode: mode}
+	if filepath.IsAbs(word) {
+		ref.path = word
+	}
+	u := b.use(node{id: l.ID()}, word, mode)
+	u.hosts = m.hosts(l.ID(), word)
+	if err := m.graph.add(u); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	ref.undo = func() { m.graph.remove(u) }
+	return ref, nil
+}
+
+// use describes a lower device of this table to the graph.
+func (b *builder) use(to node, name string, mode target.Mode) use {
+	u := use{from: b.d, to: to, name: name, kind: useRead}
+	if mode == target.ReadWrite {
+		u.kind = useWrite
+	}
+	for _, o := range b.t.lowers {
+		n := node{dev: o.mapped}
+		if o.mapped == nil {
+			n.id = o.ID()
+		}
+		u.others = append(u.others, named{n, o.Name()})
+	}
+	return u
 }
 
 // parseNumber reads "major:minor", leading zeros allowed.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
@@ -325,18 +324,6 @@ func (m *Manager) SetUUID(name, uuid string) error {
 	m.hub.global.raise()
 	d.report(EventUUID, "")
 	return nil
-}
-
-// nameInMount is the device name that a path in the mount stands for.
-func (m *Manager) nameInMount(path string) (string, bool) {
-	if m.o.MountDir == "" || !filepath.IsAbs(path) {
-		return "", false
-	}
-	dir, name := filepath.Split(filepath.Clean(path))
-	if filepath.Clean(dir) != m.o.MountDir {
-		return "", false
-	}
-	return name, true
 }
 
 // background runs f until it returns or the manager closes.

@@ -97,19 +97,3 @@ func opened(h *blockdev.Handle, err error) (target.Lower, error) {
 	}
 	return h, nil
 }
-
-func (h *Host) defaults() {
-	if h.Proc == "" {
-		h.Proc = "/proc"
-	}
-	if h.Sys == "" {
-		h.Sys = "/sys"
-	}
-}
-
-// Host names the files that describe the machine. Empty fields are the real
-// ones.
-type Host struct {
-	Proc string // "/proc": devices, self/mountinfo, sys/kernel/random/boot_id
-	Sys  string // "/sys": dev/block
-}

@@ -58,6 +58,7 @@ func (m *Manager) Restore(ctx context.Context) ([]RestoreProblem, error) {
 		r.suspend(ctx, r.entries[i])
 	}
 	for _, e := range r.entries {
+		r.restoreGuards(e)
 		r.finish(e)
 	}
 	return r.problems, ctxError(ctx)
@@ -305,8 +306,5 @@ func (r *restorer) finish(e *restoreEntry) {
 	e.dev.recordMu.Lock()
 	e.dev.restoring = false
 	e.dev.recordMu.Unlock()
-	r.restoreGuards(e)
 	e.dev.record()
 }
-
-func (r *restorer) restoreGuards(e *restoreEntry) {}

@@ -139,6 +139,7 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 	}
 	err = d.resume(true)
 	if old != nil {
+		d.pruneGuards(old, next)
 		if cerr := old.destroy(); cerr != nil {
 			d.m.log.WithField("device", d.Name()).WithError(cerr).Warn("closing the old table")
 		}
