@@ -74,6 +74,7 @@ type Error struct {
 	Device  string   `json:"device,omitempty"`  // the device concerned
 	Step    int      `json:"step"`              // index into the steps of an apply, -1 otherwise
 	Op      string   `json:"op,omitempty"`      // the operation that failed: "create", "load", ...
+	Major   int      `json:"major,omitempty"`   // with Minor
 	Minor   *int     `json:"minor,omitempty"`   // number of the device, where it was made by the request
 	Undo    string   `json:"undo,omitempty"`    // what could not be undone; empty when all was
 	Holders []string `json:"holders,omitempty"` // who holds a busy device: "pid 12 (qemu)"

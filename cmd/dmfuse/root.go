@@ -13,6 +13,9 @@ var version = "0.1.0"
 // run is the whole program: the arguments, with the name it was called by,
 // give an exit code.
 func (a *app) run(ctx context.Context, argv []string) int {
+	if args, ok := calledDmsetup(argv); ok {
+		return a.runDmsetup(ctx, args)
+	}
 	root := newRootCommand(a)
 	root.SetArgs(argv[1:])
 	err := root.ExecuteContext(ctx)
@@ -43,6 +46,8 @@ func newRootCommand(a *app) *cobra.Command {
 	f.StringVar(&a.runDirFlag, "run-dir", "", "run directory (DMFUSE_RUN_DIR)")
 	f.StringVar(&a.socketFlag, "socket", "", "control socket (DMFUSE_SOCKET)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%w", err) })
+	root.AddCommand(newServeCommand(a), newShutdownCommand(a), newVersionCommand(a), newEventsCommand(a), newDmsetupNameCommand())
+	root.AddCommand(dmsetupCommands(a)...)
 	root.AddCommand(peopleCommands(a)...)
 	return root
 }

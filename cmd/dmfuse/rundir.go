@@ -1,9 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // runDir is the run directory R: where the socket, the mount, the state and
@@ -22,7 +28,7 @@ func (a *app) runDir() (string, error) {
 	if x := a.env("XDG_RUNTIME_DIR"); x != "" && filepath.IsAbs(x) {
 		return filepath.Join(x, "dmfuse"), nil
 	}
-	return fmt.Sprintf("/tmp/dmfuse-%d", os.Getuid()), nil
+	return fmt.Sprintf("/tmp/dmfuse-%d", os.Geteuid()), nil
 }
 
 // socket is the path of the control socket.
@@ -39,4 +45,79 @@ func (a *app) socket() (string, error) {
 		return "", err
 	}
 	return filepath.Join(dir, "control.sock"), nil
+}
+
+// makeRunDir makes the run directory, or checks the one that is there: a
+// directory, not a link, of this user, that nobody else can write. In /tmp
+// somebody else may have made it first.
+func makeRunDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("the run directory cannot be made: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("the run directory cannot be made: %w", err)
+	}
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("the run directory cannot be used: %w", err)
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	switch {
+	case !fi.IsDir():
+		return fmt.Errorf("the run directory %s is no directory but %s", dir, fi.Mode().Type())
+	case !ok || st.Uid != uint32(os.Geteuid()):
+		return fmt.Errorf("the run directory %s belongs to another user", dir)
+	case fi.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("the run directory %s can be written by others (mode %04o)", dir, fi.Mode().Perm())
+	}
+	return nil
+}
+
+// lockFile takes the lock of a file for as long as the file is open. The lock
+// is the kernel's, so it ends with the process, however that ends.
+// [syscall.EWOULDBLOCK] says that another process has it.
+func lockFile(path string, wait bool) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	how := unix.LOCK_EX
+	if !wait {
+		how |= unix.LOCK_NB
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// lockRunDir makes this process the only daemon of a run directory. The file
+// names its pid, for the message of the second one.
+func lockRunDir(dir string) (*os.File, error) {
+	path := filepath.Join(dir, "lock")
+	f, err := lockFile(path, false)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		who := "another process"
+		if b, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(b))) > 0 {
+			who = "pid " + strings.TrimSpace(string(b))
+		}
+		return nil, fail(exitBusy, fmt.Errorf("a daemon (%s) runs on %s already", who, dir),
+			"use it, end it with: dmfuse shutdown, or give this one another --run-dir")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the lock of the run directory cannot be taken: %w", err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
 }

@@ -100,6 +100,9 @@ func (a *applyRun) fail(ctx context.Context, err error, i int, st control.Step) 
 		minor = &n
 	}
 	e := stepError(err, i, st, minor)
+	if minor != nil {
+		e.Major = a.s.opts.Manager.Major()
+	}
 	e.Undo = a.undoAll(ctx)
 	return e
 }

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/mapper"
+)
+
+// grammar is how table texts are written under the name we go by.
+func (d *dm) grammar() mapper.Grammar {
+	if d.people {
+		return mapper.GrammarDmfuse
+	}
+	return mapper.GrammarDmsetup
+}
+
+// tableFrom reads the table of a command: from --table, the file, or stdin.
+func (d *dm) tableFrom(file string) ([]mapper.Line, error) {
+	if d.o.on("table") {
+		return d.parseTable(d.o.value["table"], "")
+	}
+	if file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, d.plain(exitFailed, "Couldn't open '%s' for reading.", file)
+		}
+		return d.parseTable(string(b), file)
+	}
+	b, err := io.ReadAll(d.stdin)
+	if err != nil {
+		return nil, d.plain(exitFailed, "Read from stdin aborted: %v", err)
+	}
+	return d.parseTable(string(b), "on stdin")
+}
+
+// parseTable reads a table text that came from where.
+func (d *dm) parseTable(text, where string) ([]mapper.Line, error) {
+	lines, err := mapper.ParseTable(text, d.grammar())
+	if err == nil {
+		return lines, nil
+	}
+	var l *mapper.LineError
+	if !d.people && errors.As(err, &l) {
+		return nil, d.plain(exitUsage, "Invalid format on line %d of table %s.", l.Line, where)
+	}
+	return nil, usagef("the table %s is not valid: %w", where, err)
+}
+
+// wireTable makes the lines to send: relative paths become absolute, and every
+// file that is named is sent with what we see under its path.
+func wireTable(lines []mapper.Line, mount string) ([]control.Line, []control.View) {
+	out := make([]control.Line, 0, len(lines))
+	var views []control.View
+	for _, l := range lines {
+		args := make([]string, len(l.Args))
+		for i, a := range l.Args {
+			args[i] = a
+			if !strings.Contains(a, "/") {
+				continue
+			}
+			if abs, err := filepath.Abs(a); err == nil && !filepath.IsAbs(a) {
+				args[i] = abs
+			}
+			if v, ok := viewOf(args[i], mount); ok {
+				views = append(views, v)
+			}
+		}
+		out = append(out, control.Line{Start: uint64(l.Start), Length: uint64(l.Length), Type: l.Type, Args: args})
+	}
+	return out, views
+}
+
+// viewOf is what we see under a path; false when there is nothing, or a device
+// file of the daemon, which it resolves itself.
+func viewOf(path, mount string) (control.View, bool) {
+	if mount != "" && within(mount, filepath.Clean(path)) {
+		return control.View{}, false
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return control.View{}, false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return control.View{}, false
+	}
+	return control.View{Path: path, Dev: uint64(st.Dev), Ino: st.Ino}, true
+}
+
+// newDevice is what create makes.
+type newDevice struct {
+	name, uuid string
+	minor      *int
+	readOnly   bool
+	lines      []mapper.Line
+}
+
+// create makes a device.
+func (d *dm) create(args []string) error {
+	if d.o.on("concise") {
+		return d.createConcise(args)
+	}
+	if len(args) == 0 {
+		return d.plain(exitUsage, "Please provide a name for the new device.")
+	}
+	n := newDevice{readOnly: d.o.on("readonly")}
+	var err error
+	if n.name, err = d.newName(args[0]); err != nil {
+		return err
+	}
+	if d.o.on("uuid") {
+		if n.uuid, err = d.newUUID(d.o.value["uuid"]); err != nil {
+			return err
+		}
+	}
+	if d.o.on("minor") {
+		m := atoi(d.o.value["minor"])
+		n.minor = &m
+	}
+	if !d.o.on("notable") {
+		file := ""
+		if len(args) == 2 {
+			file = args[1]
+		}
+		if n.lines, err = d.tableFrom(file); err != nil {
+			return err
+		}
+	}
+	return d.createOne(n)
+}
+
+// createOne creates, loads and resumes; on a failure nothing is left. A device
+// of which the text named no target has no table.
+func (d *dm) createOne(n newDevice) error {
+	key := control.ByName(n.name)
+	lines, views := wireTable(n.lines, d.mount)
+	steps := []control.Step{{Op: control.OpCreate, Key: control.Key{Name: n.name, Minor: n.minor}, NewUUID: n.uuid, Attr: d.attr()}}
+	if len(lines) > 0 {
+		steps = append(steps,
+			control.Step{Op: control.OpLoad, Key: key, Table: lines, ReadOnly: n.readOnly, Views: views},
+			control.Step{Op: control.OpResume, Key: key})
+	}
+	res, err := d.c.Apply(d.ctx, steps...)
+	if err != nil {
+		op := "create"
+		var c *control.Error
+		if errors.As(err, &c) && c.Op != "" {
+			op = ioctlName(c.Op)
+		}
+		return failed(op, control.Key{Name: n.name, UUID: n.uuid}, err)
+	}
+	info := *res.Results[len(res.Results)-1].Device
+	if d.o.on("verbose") {
+		return d.showInfo(info)
+	}
+	if d.json {
+		d.jsonKey = "devices"
+		d.jsonOut = append(d.jsonOut, info)
+	}
+	return nil
+}
+
+// ioctlName is the word of libdevmapper for an operation.
+func ioctlName(op string) string {
+	switch op {
+	case control.OpLoad:
+		return "reload"
+	case control.OpSetUUID:
+		return "rename"
+	}
+	return op
+}
+
+// attr is the owner and mode asked for.
+func (d *dm) attr() *control.Attr {
+	var a control.Attr
+	num := func(name string, base int) *uint32 {
+		if !d.o.on(name) {
+			return nil
+		}
+		n := uint32(atoi(d.o.value[name]))
+		if base == 8 {
+			fmt.Sscanf(d.o.value[name], "%o", &n)
+		}
+		return &n
+	}
+	a.Mode, a.UID, a.GID = num("mode", 8), num("uid", 10), num("gid", 10)
+	if a == (control.Attr{}) {
+		return nil
+	}
+	return &a
+}
+
+// load puts a table into the inactive slot.
+func (d *dm) load(args []string) error {
+	if d.o.on("notable") {
+		return d.plain(exitUsage, "--notable only available when creating new device.")
+	}
+	named := d.o.on("uuid") || d.o.on("major")
+	switch {
+	case !named && len(args) == 0:
+		return d.plain(exitUsage, "Please specify device.")
+	case named && len(args) > 1:
+		return d.plain(exitUsage, "Too many command line arguments.")
+	}
+	key, rest, err := d.firstKey(args)
+	if err != nil {
+		return err
+	}
+	file := ""
+	if len(rest) > 0 {
+		file = rest[0]
+	}
+	lines, err := d.tableFrom(file)
+	if err != nil {
+		return err
+	}
+	table, views := wireTable(lines, d.mount)
+	res, err := d.do(control.Step{Op: control.OpLoad, Key: key, Table: table, ReadOnly: d.o.on("readonly"), Views: views})
+	if err != nil {
+		return failed("reload", key, err)
+	}
+	return d.afterChange(res)
+}
+
+// firstKey is the device of a verb that may also be named by -u or -j -m: then
+// the first argument is something else.
+func (d *dm) firstKey(args []string) (control.Key, []string, error) {
+	if d.o.on("uuid") || d.o.on("major") {
+		key, err := d.argKey("", false)
+		return key, args, err
+	}
+	if len(args) == 0 {
+		return control.Key{}, nil, d.plain(exitUsage, "No device specified.")
+	}
+	key, err := d.argKey(args[0], true)
+	return key, args[1:], err
+}
+
+// do does one step; without a daemon there is no device.
+func (d *dm) do(st control.Step) (control.StepResult, error) {
+	if d.c == nil {
+		return control.StepResult{}, noDevice(st.Key)
+	}
+	return d.c.Do(d.ctx, st)
+}
+
+// afterChange prints the device after a change under -v.
+func (d *dm) afterChange(res control.StepResult) error {
+	if d.o.on("verbose") && res.Device != nil {
+		return d.showInfo(*res.Device)
+	}
+	return nil
+}
+
+// createConcise makes the devices of a concise text; those made before a
+// failure stay.
+func (d *dm) createConcise(args []string) error {
+	if d.o.on("table") || d.o.on("minor") || d.o.on("uuid") || d.o.on("notable") || d.o.on("inactive") {
+		return d.plain(exitUsage, "--concise is incompatible with --[no]table, --minor, --uuid and --inactive.")
+	}
+	if len(args) > 1 {
+		return d.plain(exitUsage, "dmsetup create --concise takes at most one argument")
+	}
+	text := ""
+	if len(args) == 1 {
+		text = args[0]
+	} else {
+		b, err := io.ReadAll(d.stdin)
+		if err != nil {
+			return d.plain(exitFailed, "Read from stdin aborted: %v", err)
+		}
+		text = string(b)
+	}
+	return parseConcise(text, d.conciseDevice)
+}
+
+// conciseDevice makes one device of a concise text.
+func (d *dm) conciseDevice(fields [5]string) error {
+	n := newDevice{readOnly: fields[3] == "ro"}
+	if fields[3] != "" && fields[3] != "ro" && fields[3] != "rw" {
+		return d.plain(exitUsage, "Invalid flags parameter '%s' must be 'ro' or 'rw' or empty.", fields[3])
+	}
+	var err error
+	if n.name, err = d.newName(fields[0]); err != nil {
+		return err
+	}
+	if fields[1] != "" {
+		if n.uuid, err = d.newUUID(fields[1]); err != nil {
+			return err
+		}
+	}
+	if fields[2] != "" {
+		m := atoi(fields[2])
+		n.minor = &m
+	}
+	if n.lines, err = d.parseTable(fields[4], ""); err != nil {
+		return err
+	}
+	return d.createOne(n)
+}

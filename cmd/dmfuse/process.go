@@ -1,0 +1,89 @@
+package main
+
+import (
+	"net"
+	"os"
+	"os/signal"
+	"runtime/pprof"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// prepareProcess makes this process fit to serve block devices. What the
+// system does not grant is logged and lived without.
+func prepareProcess(log logrus.FieldLogger) {
+	// A limit on file sizes or a closed pipe is an error of one write, not the
+	// end of every device. A terminal that goes away is no reason to stop.
+	signal.Ignore(syscall.SIGXFSZ, syscall.SIGPIPE, syscall.SIGHUP)
+	raiseFiles(log)
+	if err := ioFlusher(); err != nil {
+		log.WithError(err).Debug("not marked as an I/O flusher: under memory pressure writeback may wait for itself")
+	}
+}
+
+// ioFlusher tells the kernel that memory is freed by our work (dirty pages of
+// loop devices are written through us), so that our allocations do not wait
+// for writeback. The mark is per thread, and threads inherit it.
+func ioFlusher() error {
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// raiseFiles lifts the limit on open files as far as it goes.
+func raiseFiles(log logrus.FieldLogger) {
+	const want = 1 << 20
+	var now unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &now); err != nil {
+		return
+	}
+	for _, l := range []unix.Rlimit{{Cur: max(want, now.Max), Max: max(want, now.Max)}, {Cur: now.Max, Max: now.Max}} {
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &l) == nil {
+			log.WithField("files", l.Cur).Debug("limit on open files")
+			return
+		}
+	}
+}
+
+// dumpGoroutines writes the stacks of all goroutines to stderr at each
+// SIGQUIT, until stop is called: what hangs can be seen without ending it.
+func dumpGoroutines() (stop func()) {
+	quit := make(chan os.Signal, 1)
+	done := make(chan struct{})
+	signal.Notify(quit, syscall.SIGQUIT)
+	go func() {
+		for {
+			select {
+			case <-quit:
+				_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(quit)
+		close(done)
+	}
+}
+
+// notify tells the service manager, if there is one, how we are
+// (sd_notify(3)).
+func notify(env func(string) string, state string) {
+	path := env("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if path[0] == '@' {
+		path = "\x00" + path[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte(state)) // advice only
+}

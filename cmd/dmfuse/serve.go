@@ -1,0 +1,363 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/control/server"
+	"github.com/dmfuse/dmfuse/fs"
+	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/target"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+)
+
+// serveOptions are the flags of serve.
+type serveOptions struct {
+	runDir, socket, mount string
+	allowOther            bool
+	major                 int
+	noRestore             bool
+	direct                bool
+	logLevel              string
+	readyFD               int // written to when ready, for a command that started us
+}
+
+func newServeCommand(a *app) *cobra.Command {
+	o := serveOptions{readyFD: -1}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon in the foreground",
+		Args:  asUsage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if o.runDir, err = a.runDir(); err != nil {
+				return err
+			}
+			if o.socket, err = a.socket(); err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.mount, "mount", "", "where the device files appear (default: dev in the run directory)")
+	f.BoolVar(&o.allowOther, "allow-other", false, "let other users open the device files")
+	f.IntVar(&o.major, "major", 0, "major number of the devices (default: the highest free one below 255)")
+	f.BoolVar(&o.noRestore, "no-restore", false, "do not bring back the devices of a daemon that was killed")
+	f.BoolVar(&o.direct, "direct", false, "open backing files with O_DIRECT")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info, debug or trace")
+	f.IntVar(&o.readyFD, "ready-fd", -1, "file descriptor to write to when ready")
+	_ = f.MarkHidden("ready-fd")
+	return cmd
+}
+
+// check finds what is wrong with the flags before anything is done.
+func (o *serveOptions) check() (logrus.Level, error) {
+	level, err := logrus.ParseLevel(o.logLevel)
+	if err != nil {
+		return 0, usagef("--log-level %s: expected error, warning, info, debug or trace", o.logLevel)
+	}
+	if o.major < 0 || o.major > 4095 {
+		return 0, usagef("--major %d: expected 1 to 4095", o.major)
+	}
+	if o.mount == "" {
+		o.mount = filepath.Join(o.runDir, "dev")
+	}
+	if o.mount, err = cleanAbs(o.mount); err != nil {
+		return 0, err
+	}
+	return level, nil
+}
+
+// serve runs a daemon until it is shut down.
+func (a *app) serve(_ context.Context, o serveOptions) error {
+	level, err := o.check()
+	if err != nil {
+		return err
+	}
+	log := logrus.New()
+	log.SetOutput(a.stderr)
+	log.SetLevel(level)
+	prepareProcess(log)
+	stopDumps := dumpGoroutines()
+	defer stopDumps()
+
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+
+	d := &daemon{o: o, env: a.env, log: log, ended: make(chan struct{})}
+	if err := d.start(); err != nil {
+		return errors.Join(err, d.cleanup())
+	}
+	d.ready()
+	d.loop(signals)
+	return d.finish()
+}
+
+// daemon is one running daemon: what serve puts together.
+//
+// The order of the end is in shutdown and finish, and nowhere else: refuse
+// when something is in use → unmount → suspend and flush every device, tops
+// first, and close them → answer the one who asked → take the socket away →
+// give the lock back.
+type daemon struct {
+	o   serveOptions
+	env func(string) string
+	log *logrus.Logger
+
+	lock      *os.File
+	set       *target.Set // see types
+	manager   *mapper.Manager
+	mount     *fs.Server
+	server    *server.Server
+	listener  net.Listener
+	serving   chan error
+	leftovers []control.Leftover
+	problems  []control.RestoreProblem
+	started   time.Time
+
+	ending sync.Mutex    // held by the one shutdown that runs
+	over   bool          // guarded by ending
+	ended  chan struct{} // closed when a shutdown is done
+}
+
+// start brings everything up in order; on an error cleanup takes down what is
+// there.
+func (d *daemon) start() error {
+	d.started = time.Now()
+	if err := makeRunDir(d.o.runDir); err != nil {
+		return err
+	}
+	lock, err := lockRunDir(d.o.runDir)
+	if err != nil {
+		return err
+	}
+	d.lock = lock
+	d.leftovers, err = collectLeftovers(d.o.mount, filepath.Join(d.o.runDir, "leftovers.json"))
+	if err != nil {
+		return err
+	}
+	if d.manager, err = d.newManager(); err != nil {
+		return err
+	}
+	if err := d.restore(); err != nil {
+		return err
+	}
+	if d.mount, err = d.newMount(); err != nil {
+		return fmt.Errorf("the device files cannot be shown at %s: %w", d.o.mount, err)
+	}
+	return d.listen()
+}
+
+// restore brings back the devices of a daemon that was killed (promise 9).
+// What cannot be brought back is said; it never keeps the others away.
+func (d *daemon) restore() error {
+	if d.o.noRestore {
+		return nil
+	}
+	problems, err := d.manager.Restore(context.Background())
+	if err != nil {
+		return fmt.Errorf("the devices of the last daemon cannot be brought back (--no-restore starts without them): %w", err)
+	}
+	for _, p := range problems {
+		text := p.Err.Error()
+		if p.Path != "" {
+			text += " (" + p.Path + ")"
+		}
+		d.problems = append(d.problems, control.RestoreProblem{Device: p.Device, Text: text})
+		d.log.WithField("device", p.Device).WithError(p.Err).Error("not brought back as it was")
+	}
+	return nil
+}
+
+// listen puts the control socket in place. It comes last: who gets an answer
+// finds the devices restored and their files in place.
+func (d *daemon) listen() error {
+	if err := os.Remove(d.o.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the old control socket cannot be taken away: %w", err)
+	}
+	// The socket is made without rights for others: there is no moment at
+	// which they could connect. Nothing else of this process makes files now.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", d.o.socket)
+	syscall.Umask(old)
+	if err != nil {
+		return fmt.Errorf("the control socket cannot be made: %w", err)
+	}
+	d.listener = l
+	d.server = server.New(server.Options{
+		Manager: d.manager, Targets: targetTypes(d.types()), Version: d.version(), Log: d.log,
+		Path:     func(name string) string { return filepath.Join(d.o.mount, name) },
+		Shutdown: d.shutdown,
+	})
+	d.serving = make(chan error, 1)
+	go func() { d.serving <- d.server.Serve(l) }()
+	return nil
+}
+
+func (d *daemon) version() control.Version {
+	return control.Version{
+		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
+		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
+		Leftovers: d.leftovers, Restored: d.problems,
+	}
+}
+
+// ready says that requests are answered: to a person, to the service manager,
+// and to the command that started us.
+func (d *daemon) ready() {
+	for _, l := range d.leftovers {
+		d.log.WithFields(logrus.Fields{"what": l.What, "where": l.Where, "over": l.Over}).
+			Warnf("left over from a daemon that died, and dead for ever; clear it with: %s", l.Clear)
+	}
+	d.log.WithFields(logrus.Fields{
+		"pid": os.Getpid(), "mount": d.o.mount, "socket": d.o.socket, "devices": len(d.manager.Devices()),
+	}).Infof("dmfuse %s is ready", version)
+	notify(d.env, "READY=1\nSTATUS=serving "+d.o.mount)
+	if d.o.readyFD >= 0 {
+		f := os.NewFile(uintptr(d.o.readyFD), "ready")
+		_, _ = f.WriteString(readyWord)
+		_ = f.Close()
+	}
+}
+
+// loop waits for the end: a shutdown by request, a signal, or a mount that
+// somebody took away.
+func (d *daemon) loop(signals <-chan os.Signal) {
+	unmounted := make(chan struct{})
+	go func() {
+		d.mount.Wait()
+		close(unmounted)
+	}()
+	for {
+		select {
+		case <-d.ended:
+			return
+		case sig := <-signals:
+			d.log.WithField("signal", sig).Info("asked to end")
+			if err := d.shutdown(context.Background(), false); err != nil {
+				d.log.WithError(err).Error("not ended")
+			}
+		case err := <-d.serving:
+			d.serving <- err
+			d.log.WithError(err).Error("the control socket is gone")
+			return
+		case <-unmounted:
+			unmounted = nil
+			d.unmountedByOther()
+		}
+	}
+}
+
+// unmountedByOther deals with an umount that was not ours: the files are gone,
+// so the devices are flushed and the daemon ends, as its users wanted.
+func (d *daemon) unmountedByOther() {
+	d.ending.Lock() // a shutdown that runs unmounts, too
+	over := d.over
+	d.ending.Unlock()
+	if over {
+		return
+	}
+	d.log.Warn("the mount was taken away by somebody else: ending")
+	if err := d.shutdown(context.Background(), true); err != nil {
+		d.log.WithError(err).Error("not ended")
+	}
+}
+
+// shutdownLimit is how long the devices have for their last flush.
+const shutdownLimit = 2 * time.Minute
+
+// shutdown ends the daemon, or says who still uses its devices. It returns
+// when everything is durable and unmounted; finish does the rest.
+func (d *daemon) shutdown(ctx context.Context, force bool) error {
+	d.ending.Lock()
+	defer d.ending.Unlock()
+	if d.over {
+		return nil
+	}
+	if !force {
+		if err := d.inUse(); err != nil {
+			return err
+		}
+	}
+	notify(d.env, "STOPPING=1")
+	// From here on there is no way back, whoever asked and went away.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+	defer cancel()
+	if err := d.unmount(ctx, force); err != nil {
+		return err
+	}
+	if err := d.manager.Close(ctx); err != nil {
+		d.log.WithError(err).Error("not everything could be flushed")
+		d.over = true
+		close(d.ended)
+		return err
+	}
+	d.over = true
+	close(d.ended)
+	return nil
+}
+
+// unmountLimit is how long files may stay open at the end: long enough for a
+// program that is closing them.
+const unmountLimit = 3 * time.Second
+
+// unmount takes the files away. With force it does so though some are open;
+// their users get errors once the devices are closed.
+func (d *daemon) unmount(ctx context.Context, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, unmountLimit)
+	defer cancel()
+	err := d.mount.Unmount(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case !force:
+		e := control.Errorf(control.CodeBusy, "the mount %s is in use: %v", d.o.mount, err)
+		e.Holders = mountHolders(d.o.mount)
+		return e
+	}
+	d.log.WithError(err).Warn("the mount is in use and is taken out of the tree")
+	if err := d.mount.UnmountLazily(); err != nil {
+		d.log.WithError(err).Error("the mount stays")
+	}
+	return nil
+}
+
+// finish ends the control connections, those that wait for their answer last,
+// and gives back the socket and the lock.
+func (d *daemon) finish() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := d.server.Close(ctx)
+	err = errors.Join(err, <-d.serving)
+	d.log.Info("ended")
+	return errors.Join(err, d.lock.Close())
+}
+
+// cleanup takes down what a failed start had brought up.
+func (d *daemon) cleanup() error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
+	defer cancel()
+	var err error
+	if d.mount != nil {
+		err = errors.Join(err, d.mount.Unmount(ctx))
+	}
+	if d.manager != nil {
+		err = errors.Join(err, d.manager.Close(ctx))
+	}
+	if d.lock != nil {
+		err = errors.Join(err, d.lock.Close())
+	}
+	return err
+}

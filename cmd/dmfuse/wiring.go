@@ -1,0 +1,81 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/fs"
+	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/snapshot"
+	"github.com/dmfuse/dmfuse/target"
+	"github.com/dmfuse/dmfuse/target/basic"
+)
+
+// types is the list of target types of this program, and the one place that
+// knows every package of targets. It is made once: types hold what links
+// origins to their snapshots.
+func (d *daemon) types() *target.Set {
+	if d.set == nil {
+		origins := snapshot.NewGroup(snapshot.Options{Log: d.log})
+		d.set = target.NewSet(slices.Concat(basic.Types(), origins.Types())...)
+	}
+	return d.set
+}
+
+// targetTypes is the list for "targets".
+func targetTypes(set *target.Set) []control.TargetType {
+	var list []control.TargetType
+	for _, t := range set.All() {
+		list = append(list, control.TargetType{Name: t.Name, Version: t.Version, Usage: t.Usage})
+	}
+	return list
+}
+
+// newManager makes the mapper over a pool of backing files.
+func (d *daemon) newManager() (*mapper.Manager, error) {
+	return mapper.New(mapper.Options{
+		Types:    d.types(),
+		Pool:     blockdev.NewPool(blockdev.PoolOptions{}),
+		Log:      d.log,
+		Major:    d.o.major,
+		MountDir: d.o.mount,
+		StateDir: filepath.Join(d.o.runDir, "state"),
+		Attr:     mapper.Attr{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())},
+	})
+}
+
+// newMount shows the devices as files.
+func (d *daemon) newMount() (*fs.Server, error) {
+	return fs.Mount(source{d.manager}, fs.Options{Dir: d.o.mount, AllowOther: d.o.allowOther, Log: d.log})
+}
+
+// source is the mapper as fs wants to see it.
+type source struct{ m *mapper.Manager }
+
+func (s source) Lookup(name string) (fs.Device, bool) {
+	d, err := s.m.Device(mapper.ByName(name))
+	if err != nil {
+		return nil, false
+	}
+	return d, true
+}
+
+func (s source) BySerial(serial uint64) (fs.Device, bool) {
+	d, ok := s.m.BySerial(serial)
+	if !ok {
+		return nil, false
+	}
+	return d, true
+}
+
+func (s source) List() []fs.Device {
+	all := s.m.Devices()
+	list := make([]fs.Device, len(all))
+	for i, d := range all {
+		list[i] = d
+	}
+	return list
+}
