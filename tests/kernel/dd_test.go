@@ -7,9 +7,12 @@ import (
 	"testing"
 
 	"github.com/dmfuse/dmfuse/tests/harness"
+	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
 	"github.com/dmfuse/dmfuse/tests/kernel/plan"
 	"github.com/dmfuse/dmfuse/tests/kernel/uml"
 )
+
+const sector = plan.SectorSize
 
 // chunkSizes are those the exchange is tried with, in sectors: the smallest
 // (many areas), the usual one, two larger, and 1 MiB.
@@ -61,25 +64,25 @@ func TestKernelAgreesWithFormat(t *testing.T) {
 		}
 		origin := pattern(1, (n+2)*chunk+chunk/2)
 		cow := pattern(2, (n+10)*chunk)
-		var list []pair
+		var list []cowfile.Pair
 		for i := range n {
 			c := 2 + i
-			c += (c - 1) / (perArea(chunk) + 1)
-			if c%(perArea(chunk)+1) == areaOne {
+			c += (c - 1) / (cowfile.PerArea(chunk) + 1)
+			if cowfile.IsArea(uint64(c), chunk) {
 				c++
 			}
-			list = append(list, pair{uint64((i*7 + 3) % (n + 2)), uint64(c)})
+			list = append(list, cowfile.Pair{Old: uint64((i*7 + 3) % (n + 2)), New: uint64(c)})
 		}
 		list = distinct(list)
-		writeStore(cow, chunk, list)
+		cowfile.Write(cow, chunk, list)
 		_, od := disk(fmt.Sprintf("hand-o%d", chunk), origin)
 		_, cd := disk(fmt.Sprintf("hand-c%d", chunk), cow)
 		name := fmt.Sprintf("hand%d", chunk)
 		line := fmt.Sprintf("0 %d snapshot %s %s P %d", len(origin)/sector, od, cd, chunk)
 		script.Dmsetup(name, "create", name, "--table", line)
 		script.Output(name+": table", line, "table", name)
-		script.Output(name+": status", fmt.Sprintf("0 %d snapshot %s", len(origin)/sector, status(list, chunk, int64(len(cow)/sector))), "status", name)
-		script.Content(name, name, view(origin, cow, chunk, list))
+		script.Output(name+": status", fmt.Sprintf("0 %d snapshot %s", len(origin)/sector, cowfile.Status(list, chunk, int64(len(cow)/sector))), "status", name)
+		script.Content(name, name, cowfile.View(origin, cow, chunk, list))
 		script.Dmsetup(name, "remove", name)
 
 		// The other way: the kernel makes a store, under writes to both sides.
@@ -108,7 +111,7 @@ func TestKernelAgreesWithFormat(t *testing.T) {
 	script.Verify(t, results)
 	for _, m := range byKernel {
 		origin, cow := readFile(t, m.origin), readFile(t, m.cow)
-		list, err := readStore(cow, m.chunk)
+		list, err := cowfile.Read(cow, m.chunk)
 		if err != nil {
 			t.Errorf("chunk %d: the kernel's store: %v", m.chunk, err)
 			continue
@@ -119,19 +122,19 @@ func TestKernelAgreesWithFormat(t *testing.T) {
 		if plan.SumOf(origin) != plan.SumOf(m.org) {
 			t.Errorf("chunk %d: origin differs", m.chunk)
 		}
-		if plan.SumOf(view(origin, cow, m.chunk, list)) != plan.SumOf(m.snap) {
+		if plan.SumOf(cowfile.View(origin, cow, m.chunk, list)) != plan.SumOf(m.snap) {
 			t.Errorf("chunk %d: the kernel's store shows another snapshot", m.chunk)
 		}
 	}
 }
 
 // distinct drops exceptions of a chunk that has one.
-func distinct(list []pair) []pair {
+func distinct(list []cowfile.Pair) []cowfile.Pair {
 	seen := map[uint64]bool{}
-	var out []pair
+	var out []cowfile.Pair
 	for _, e := range list {
-		if !seen[e.old] {
-			seen[e.old] = true
+		if !seen[e.Old] {
+			seen[e.Old] = true
 			out = append(out, e)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/tests/harness"
+	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
 	"github.com/dmfuse/dmfuse/tests/harness/model"
 	"github.com/dmfuse/dmfuse/tests/harness/stack"
 	"github.com/dmfuse/dmfuse/tests/kernel/plan"
@@ -187,12 +188,12 @@ func (x *exchange) useStack(t *testing.T) {
 func (x *exchange) checkStore(t *testing.T) {
 	t.Helper()
 	cow, origin := readFile(t, x.cow), readFile(t, x.origin)
-	list, err := readStore(cow, int(x.chunk))
+	list, err := cowfile.Read(cow, int(x.chunk))
 	if err != nil {
 		t.Errorf("store: %v", err)
 		return
 	}
-	if err := x.snap.Check(view(origin, cow, int(x.chunk), list), 0); err != nil {
+	if err := x.snap.Check(cowfile.View(origin, cow, int(x.chunk), list), 0); err != nil {
 		t.Errorf("the files alone show another snapshot: %v", err)
 	}
 }
@@ -261,11 +262,11 @@ func (x *exchange) makeAndKill(t *testing.T) {
 func (x *exchange) settle(t *testing.T) {
 	t.Helper()
 	cow, origin := readFile(t, x.cow), readFile(t, x.origin)
-	list, err := readStore(cow, int(x.chunk))
+	list, err := cowfile.Read(cow, int(x.chunk))
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := view(origin, cow, int(x.chunk), list)
+	shown := cowfile.View(origin, cow, int(x.chunk), list)
 	for _, c := range []struct {
 		name    string
 		m       *model.Model
