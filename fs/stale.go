@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,10 +20,11 @@ import (
 // take away.
 func clearStale(dir string, log logrus.FieldLogger) error {
 	for {
-		kind, mounted, err := mountedAt(dir)
+		info, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
 			return err
 		}
+		kind, mounted := mountedAt(string(info), dir)
 		if !mounted {
 			return nil
 		}
@@ -62,21 +64,11 @@ func alive(dir string) error {
 }
 
 // mountedAt returns the type of the topmost mount at dir, an absolute path
-// without links.
-func mountedAt(dir string) (kind string, mounted bool, err error) {
-	info, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", false, err
-	}
-	for line := range strings.Lines(string(info)) {
+// without links, from the text of /proc/self/mountinfo.
+func mountedAt(info, dir string) (kind string, mounted bool) {
+	for line := range strings.Lines(info) {
 		words := strings.Fields(line)
-		sep := 0
-		for i, w := range words {
-			if w == "-" {
-				sep = i
-				break
-			}
-		}
+		sep := slices.Index(words, "-") // after a varying number of words
 		if sep < 5 || sep+1 >= len(words) {
 			continue
 		}
@@ -84,7 +76,7 @@ func mountedAt(dir string) (kind string, mounted bool, err error) {
 			kind, mounted = words[sep+1], true // the last line is the topmost
 		}
 	}
-	return kind, mounted, nil
+	return kind, mounted
 }
 
 // unescapeMount undoes the octal escapes of mountinfo.
