@@ -148,18 +148,18 @@ func (z *frozen) awaitFrozen(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-limit.C:
-			return failf(exitTimeout, "the file systems on %s were not frozen within %v", z.points(), freezeReady)
+			return failf(exitTimeout, "the file systems on %s were not frozen within %v", strings.Join(z.mountPoints(), ", "), freezeReady)
 		}
 	}
 }
 
-// points names the mount points, for messages.
-func (z *frozen) points() string {
+// mountPoints lists where the file systems are mounted.
+func (z *frozen) mountPoints() []string {
 	var p []string
 	for _, fs := range z.list {
 		p = append(p, fs.point)
 	}
-	return strings.Join(p, ", ")
+	return p
 }
 
 // thaw ends the freeze and waits until it has ended. It is [errFreezeExpired]

@@ -27,6 +27,17 @@ type loopDevice struct {
 	readOnly bool
 	directIO bool
 	partScan bool
+	// autoClear: the device lets the file go when its last user does.
+	autoClear bool
+
+	held *os.File // keeps a device with autoClear alive until it is mounted
+}
+
+// release gives up the hold that attachLoop took on a device with autoClear.
+func (l loopDevice) release() {
+	if l.held != nil {
+		l.held.Close()
+	}
 }
 
 // path is the device node.
@@ -71,6 +82,7 @@ func readLoop(number int) (loopDevice, bool) {
 	l.readOnly = sysFlag(filepath.Join(l.sys(), "ro"))
 	l.directIO = sysFlag(filepath.Join(l.sys(), "loop", "dio"))
 	l.partScan = sysFlag(filepath.Join(l.sys(), "loop", "partscan"))
+	l.autoClear = sysFlag(filepath.Join(l.sys(), "loop", "autoclear"))
 	return l, true
 }
 
@@ -106,41 +118,50 @@ func loopsOn(path string) ([]loopDevice, error) {
 	}), nil
 }
 
-// blockNode is a block device below a disk: the disk itself, a partition, or a
-// kernel device-mapper or RAID device that stands on one of them.
+// blockNode is a block device in the tree of a disk: the disk itself, a
+// partition, or a kernel device (device-mapper, RAID) that stands on one.
 type blockNode struct {
-	dev  devNum
-	path string // the node in /dev
+	dev    devNum
+	path   string // the node in /dev
+	holder bool   // stands on the disk or a partition
 }
 
 // blockTree lists the disk called name (as in /sys/block), its partitions and,
 // recursively, what stands on them.
-func blockTree(name string) []blockNode {
-	var out []blockNode
-	seen := map[devNum]bool{}
-	var walk func(dir string)
-	walk = func(dir string) {
-		text, err := os.ReadFile(filepath.Join(dir, "dev"))
-		if err != nil {
-			return
-		}
-		dev, err := parseDevNum(string(text))
-		if err != nil || seen[dev] {
-			return
-		}
-		seen[dev] = true
-		out = append(out, blockNode{dev, "/dev/" + strings.ReplaceAll(filepath.Base(dir), "!", "/")})
-		below, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
-		for _, h := range below {
-			walk(filepath.Join(sysBlock, filepath.Base(h)))
-		}
-		parts, _ := filepath.Glob(filepath.Join(dir, filepath.Base(dir)+"*", "partition"))
-		for _, p := range parts {
-			walk(filepath.Dir(p))
-		}
+func blockTree(name string) []blockNode { return blockTreeAt(filepath.Join(sysBlock, name)) }
+
+// blockTreeAt is blockTree for a directory of sysfs, also that of a partition.
+func blockTreeAt(dir string) []blockNode {
+	w := blockWalk{seen: map[devNum]bool{}}
+	w.walk(dir, false)
+	return w.out
+}
+
+type blockWalk struct {
+	out  []blockNode
+	seen map[devNum]bool
+}
+
+func (w *blockWalk) walk(dir string, holder bool) {
+	text, err := os.ReadFile(filepath.Join(dir, "dev"))
+	if err != nil {
+		return
 	}
-	walk(filepath.Join(sysBlock, name))
-	return out
+	dev, err := parseDevNum(string(text))
+	if err != nil || w.seen[dev] {
+		return
+	}
+	w.seen[dev] = true
+	name := filepath.Base(dir)
+	w.out = append(w.out, blockNode{dev, "/dev/" + strings.ReplaceAll(name, "!", "/"), holder})
+	holders, _ := filepath.Glob(filepath.Join(dir, "holders", "*"))
+	for _, h := range holders {
+		w.walk(filepath.Join(sysBlock, filepath.Base(h)), true)
+	}
+	parts, _ := filepath.Glob(filepath.Join(dir, name+"*", "partition"))
+	for _, p := range parts {
+		w.walk(filepath.Dir(p), holder)
+	}
 }
 
 // nodeMap is a block tree as [mountsOf] takes it.
@@ -157,6 +178,9 @@ type loopOptions struct {
 	readOnly  bool
 	partScan  bool
 	blockSize int // logical block size in bytes, 0 for 512
+	// autoClear makes a device that goes away with its last user, be it this
+	// process or a mount. The caller releases it once it is mounted.
+	autoClear bool
 }
 
 // attachTries is how often another free loop device is asked for when the one
@@ -185,7 +209,7 @@ func attachLoop(path string, o loopOptions) (loopDevice, error) {
 		if err != nil {
 			return loopDevice{}, fmt.Errorf("no free loop device: %w", err)
 		}
-		err = configureLoop(n, file, o)
+		held, err := configureLoop(n, file, o)
 		if errors.Is(err, unix.EBUSY) {
 			continue // another process was faster
 		}
@@ -193,7 +217,9 @@ func attachLoop(path string, o loopOptions) (loopDevice, error) {
 			return loopDevice{}, err
 		}
 		l, ok := readLoop(n)
+		l.held = held
 		if !ok {
+			l.release()
 			return loopDevice{}, fmt.Errorf("/dev/loop%d was detached by somebody else at once", n)
 		}
 		return l, nil
@@ -213,24 +239,24 @@ func loopRefused(err error) error {
 }
 
 // configureLoop sets up /dev/loopN on file. It is EBUSY when somebody else has
-// just taken the device.
-func configureLoop(n int, file *os.File, o loopOptions) error {
+// just taken the device. A device with autoClear comes back open.
+func configureLoop(n int, file *os.File, o loopOptions) (*os.File, error) {
 	dev, err := openLoop(n)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer dev.Close()
 	c := unix.LoopConfig{Fd: uint32(file.Fd()), Size: uint32(o.blockSize)}
 	if c.Size == 0 {
 		c.Size = 512
 	}
 	copy(c.Info.File_name[:len(c.Info.File_name)-1], file.Name())
 	c.Info.Flags = unix.LO_FLAGS_DIRECT_IO
-	if o.readOnly {
-		c.Info.Flags |= unix.LO_FLAGS_READ_ONLY
-	}
-	if o.partScan {
-		c.Info.Flags |= unix.LO_FLAGS_PARTSCAN
+	for flag, set := range map[uint32]bool{
+		unix.LO_FLAGS_READ_ONLY: o.readOnly, unix.LO_FLAGS_PARTSCAN: o.partScan, unix.LO_FLAGS_AUTOCLEAR: o.autoClear,
+	} {
+		if set {
+			c.Info.Flags |= flag
+		}
 	}
 	err = unix.IoctlLoopConfigure(int(dev.Fd()), &c)
 	if errors.Is(err, unix.EINVAL) { // a file without direct I/O, on some kernels
@@ -238,9 +264,13 @@ func configureLoop(n int, file *os.File, o loopOptions) error {
 		err = unix.IoctlLoopConfigure(int(dev.Fd()), &c)
 	}
 	if err != nil {
-		return fmt.Errorf("%s cannot be set up on %s: %w", dev.Name(), file.Name(), err)
+		dev.Close()
+		return nil, fmt.Errorf("%s cannot be set up on %s: %w", dev.Name(), file.Name(), err)
 	}
-	return nil
+	if !o.autoClear {
+		return nil, dev.Close()
+	}
+	return dev, nil
 }
 
 // openLoop opens /dev/loopN, making the node where nobody did (a container
@@ -310,7 +340,7 @@ func loopUsers(l loopDevice) []string {
 		users = append(users, "the mount at "+m.point)
 	}
 	for _, n := range nodes {
-		if !strings.HasPrefix(n.path, l.path()) {
+		if n.holder {
 			users = append(users, "the device "+n.path)
 		}
 	}

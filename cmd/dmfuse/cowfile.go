@@ -1,0 +1,313 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// cowFile is the COW of a snapshot that is being made: what was chosen, and how
+// to take back what was done for it.
+type cowFile struct {
+	path    string
+	place   place // where it exists already
+	exists  bool
+	size    int64 // bytes it is to have
+	chunk   int64 // bytes
+	store   string
+	wipe    bool // holds something that is to go (--force)
+	created bool // made by make
+
+	undos []func() error // what make and writeSidecar did, newest last
+}
+
+// cowWish is what the user said of the COW.
+type cowWish struct {
+	path     string // --cow, empty for the default
+	size     int64  // --cow-size in bytes, 0 for one that never overflows
+	chunk    int64  // bytes
+	overflow string // --overflow, empty for the default
+	temp     bool   // --temporary
+	force    bool
+}
+
+// storeWord is the store of a table line that does what was wished.
+func (w cowWish) storeWord(full bool) (string, error) {
+	switch w.overflow {
+	case "", "invalidate", "readonly":
+	case "grow":
+		if w.size != 0 || !full {
+			return "", usagef("--overflow grow: this version makes no COW grow beyond a size that was given; leave --cow-size out: the COW is then sparse and large enough never to overflow")
+		}
+	case "pause":
+		return "", usagef("--overflow pause is not possible in this version; use readonly, or a COW that never overflows (no --cow-size)")
+	default:
+		return "", usagef("--overflow %s: expected invalidate or readonly", w.overflow)
+	}
+	switch {
+	case w.temp && w.overflow == "readonly":
+		return "", usagef("--overflow readonly is not possible with --temporary: such a store becomes invalid when it is full")
+	case w.temp:
+		return "N", nil
+	case w.overflow == "readonly" || w.overflow == "" && !full:
+		return "PO", nil
+	}
+	return "P", nil
+}
+
+// planCow chooses the COW for a snapshot called name of an origin and checks
+// that it can be one. Nothing is changed. file is the lowest regular file of
+// the origin, if there is one.
+func (s *session) planCow(w cowWish, name string, origin place, size int64, file string) (*cowFile, error) {
+	c := &cowFile{path: w.path, chunk: w.chunk}
+	switch {
+	case w.path == "" && file == "":
+		return nil, fail(exitUsage, fmt.Errorf("%s is on no regular file, so there is no place beside it for the COW", origin.what()), "say where it goes: --cow FILE")
+	case w.path == "":
+		c.path = file + "." + name + ".cow"
+	}
+	if err := s.findCow(c); err != nil {
+		return nil, err
+	}
+	full, err := cowSizeFor(size, w.chunk, w.temp)
+	if err != nil && w.size == 0 {
+		return nil, err
+	}
+	if err := c.choose(w, full); err != nil {
+		return nil, err
+	}
+	if err := checkChunkSize(w.chunk, origin.blockSize, c.place.blockSize); err != nil {
+		return nil, fail(exitUsage, err, "")
+	}
+	if !c.exists {
+		return c, checkDir(c.path)
+	}
+	return c, s.checkCow(c, origin, w.force)
+}
+
+// findCow looks whether the COW exists.
+func (s *session) findCow(c *cowFile) error {
+	p, err := s.find(c.path)
+	if err == nil {
+		c.place, c.exists, c.path = p, true, p.path
+		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) && exitCode(err) != exitMissing {
+		return err
+	}
+	c.path, err = cleanAbs(c.path)
+	if s.c != nil && within(s.v.Mount, c.path) {
+		return failf(exitMissing, "%s is in the mount of the daemon, where files cannot be made; no device has that name", c.path)
+	}
+	return err
+}
+
+// choose settles size and store. full is the size that never overflows.
+func (c *cowFile) choose(w cowWish, full int64) error {
+	least := minCowChunks * w.chunk
+	if w.temp {
+		least = w.chunk
+	}
+	fixed := c.exists && (c.place.block || c.place.device != nil)
+	switch {
+	case fixed && w.size != 0:
+		return usagef("--cow-size: %s has the size it has, %s", c.place.what(), formatSize(c.place.size))
+	case fixed:
+		c.size = c.place.size
+	case w.size != 0:
+		c.size = max(w.size-w.size%w.chunk, c.place.size)
+	case c.exists && c.place.size > 0 && !w.force:
+		c.size = c.place.size
+	default:
+		c.size = full
+	}
+	if c.size < least {
+		return usagef("a COW of %s is too small: with chunks of %s it needs %s at least", formatSize(c.size), formatSize(w.chunk), formatSize(least))
+	}
+	var err error
+	c.store, err = w.storeWord(full > 0 && c.size >= full)
+	return err
+}
+
+// checkDir refuses a new file whose directory is not there.
+func checkDir(path string) error {
+	dir := filepath.Dir(path)
+	switch fi, err := os.Stat(dir); {
+	case errors.Is(err, os.ErrNotExist):
+		return fail(exitFailed, fmt.Errorf("the COW %s cannot be made: there is no directory %s", path, dir), "make it first: mkdir "+shellQuote(dir))
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		return failf(exitFailed, "the COW %s cannot be made: %s is no directory", path, dir)
+	}
+	return nil
+}
+
+// checkCow refuses an existing COW that is the origin, is in use, or holds
+// something.
+func (s *session) checkCow(c *cowFile, origin place, force bool) error {
+	p := c.place
+	if p.device != nil && origin.device != nil && p.device.Name == origin.device.Name ||
+		p.device == nil && origin.device == nil && sameFile(p.path, origin) {
+		return usagef("%s is the origin and cannot be the COW of its own snapshot", p.what())
+	}
+	for _, u := range s.usesOf(p) {
+		return fail(exitBusy, fmt.Errorf("%s cannot be a COW: the device %s uses it as its %s", p.what(), u.device.Name, u.role), "choose another file with --cow")
+	}
+	users, err := s.writersOf(p)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return busy(p, users, "choose another file with --cow")
+	}
+	empty, err := isBlank(p)
+	if err != nil {
+		return err
+	}
+	if !empty && !force {
+		what := "data"
+		if found, err := p.probe(); err == nil {
+			what = found.describe()
+		}
+		return fail(exitBusy, fmt.Errorf("%s is not empty: it holds %s", p.what(), what),
+			"choose another file with --cow, or overwrite it with --force; a snapshot store is opened with: dmfuse snapshot open")
+	}
+	c.wipe = !empty
+	return nil
+}
+
+// isBlank says whether a place holds nothing: a file without data, or a device
+// whose beginning and end are zeros.
+func isBlank(p place) (bool, error) {
+	f, err := os.Open(p.path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if p.device == nil && !p.block {
+		_, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return true, nil // no data anywhere
+		}
+		return false, err
+	}
+	for _, at := range []int64{0, max(0, p.size-blankLook)} {
+		b := make([]byte, min(blankLook, p.size))
+		if _, err := f.ReadAt(b, at); err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if !isZero(b) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// blankLook is how much of each end of a device is looked at.
+const blankLook = 1 << 20
+
+// make brings the COW into being, durably, before anything is suspended.
+func (c *cowFile) make() error {
+	if !c.exists {
+		return c.makeNew()
+	}
+	f, err := os.OpenFile(c.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if c.place.block || c.place.device != nil {
+		if c.wipe {
+			err = zeroStart(f, 2*c.chunk) // header and first metadata area
+		}
+	} else {
+		err = c.resize(f)
+	}
+	if err != nil {
+		return fmt.Errorf("the COW %s cannot be prepared: %w", c.path, err)
+	}
+	return f.Sync()
+}
+
+// resize gives an existing file its size, without its old data.
+func (c *cowFile) resize(f *os.File) error {
+	if c.wipe {
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+	}
+	if c.size == c.place.size && !c.wipe {
+		return nil
+	}
+	old := c.place.size
+	if !c.wipe {
+		c.undos = append(c.undos, func() error { return os.Truncate(c.path, old) })
+	}
+	return sized(f, c.size)
+}
+
+// makeNew makes the file: sparse, for its owner alone.
+func (c *cowFile) makeNew() error {
+	f, err := os.OpenFile(c.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("the COW cannot be made: %w", err)
+	}
+	defer f.Close()
+	c.created = true
+	c.undos = append(c.undos, func() error { return os.Remove(c.path) })
+	if err := sized(f, c.size); err != nil {
+		return fmt.Errorf("the COW %s cannot be made: %w", c.path, err)
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(c.path))
+}
+
+// sized sets the size of a file, and explains a limit of its file system.
+func sized(f *os.File, size int64) error {
+	err := f.Truncate(size)
+	if errors.Is(err, unix.EFBIG) {
+		return fail(exitFailed, fmt.Errorf("its file system cannot hold a file of %s: %w", formatSize(size), err), "give a smaller size with --cow-size, or another place with --cow")
+	}
+	return err
+}
+
+// zeroStart writes zeros over the first n bytes.
+func zeroStart(f *os.File, n int64) error {
+	b := make([]byte, min(n, 1<<20))
+	for at := int64(0); at < n; at += int64(len(b)) {
+		if _, err := f.WriteAt(b[:min(int64(len(b)), n-at)], at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncDir makes the entries of a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// undo takes back what was done for the COW, newest first. The data of a file
+// that was overwritten by force does not come back.
+func (c *cowFile) undo() error {
+	var errs []error
+	for i := len(c.undos) - 1; i >= 0; i-- {
+		if err := c.undos[i](); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	c.undos = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,19 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newSnapshotCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Point-in-time views",
+		Args:  asUsage(cobra.NoArgs),
+		RunE:  needVerb,
+	}
+	cmd.AddCommand(
+		newSnapshotCreateCommand(a),
+		newSnapshotLsCommand(a),
+		newSnapshotUsageCommand(a),
+		newSnapshotRmCommand(a),
+	)
+	return cmd
+}

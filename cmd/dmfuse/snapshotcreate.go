@@ -1,0 +1,359 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/spf13/cobra"
+)
+
+// createOptions is what the command line of snapshot create says.
+type createOptions struct {
+	origin, name  string
+	cow           cowWish
+	readOnly      bool
+	noFreeze      bool
+	freezeLimit   time.Duration
+	willNotChange bool
+}
+
+func newSnapshotCreateCommand(a *app) *cobra.Command {
+	var o createOptions
+	chunk, size := newSizeFlag("4k"), newSizeFlag("")
+	cmd := &cobra.Command{
+		Use:   "create ORIGIN NAME",
+		Short: "Make a point-in-time view of ORIGIN, and print its path",
+		Long: `Make a view of ORIGIN as it is now, writable unless told otherwise, and print
+the path of its file.
+
+ORIGIN is an origin device (see: dmfuse origin create), which may go on being
+written: file systems mounted on it are frozen for the moment, so that the view
+is clean. Or it is a file or block device that nobody writes any more, a frozen
+base; then it is watched, and a writer that appears makes the snapshot invalid.
+
+What changes is kept in the COW, a sparse file beside ORIGIN unless told
+otherwise, in the format of the kernel's dm-snapshot.`,
+		Example: `  dmfuse snapshot create disk before-upgrade
+  dmfuse snapshot create base.img scratch --temporary --cow-size 1g`,
+		Args: asUsage(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.origin, o.name = args[0], args[1]
+			o.cow.chunk, o.cow.size = chunk.bytes, size.bytes
+			if size.given && size.bytes == 0 {
+				return usagef("--cow-size 0: a COW needs room")
+			}
+			return a.snapshotCreate(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.cow.path, "cow", "", "file, block device or device that keeps the changes (default: FILE.NAME.cow beside the origin)")
+	f.Var(chunk, "chunk-size", "unit of copying, a power of two from 512 to 1g")
+	f.Var(size, "cow-size", "room for changes (default: enough for all)")
+	f.StringVar(&o.cow.overflow, "overflow", "", "when that is full: readonly (the snapshot takes no more writes) or invalidate")
+	f.BoolVar(&o.readOnly, "read-only", false, "a view that refuses writes")
+	f.BoolVar(&o.cow.temp, "temporary", false, "faster; the changes are lost when the daemon ends, and the COW goes with the snapshot")
+	f.BoolVar(&o.noFreeze, "no-freeze", false, "do not freeze mounted file systems: the view is as after a power cut")
+	f.DurationVar(&o.freezeLimit, "freeze-limit", 30*time.Second, "thaw after that time, whatever happens")
+	f.BoolVar(&o.willNotChange, "origin-will-not-change", false, "use a base that others have open for writing; what they write spoils the snapshot")
+	f.BoolVar(&o.cow.force, "force", false, "overwrite a COW that is not empty")
+	return cmd
+}
+
+// baseOf is what a snapshot is made of.
+type baseOf struct {
+	lower  place   // what the table names
+	origin *mapped // the origin device over it; nil: a frozen base
+	size   int64   // bytes
+}
+
+// resolveBase finds out whether ORIGIN is, or has, an origin device.
+func (s *session) resolveBase(p place) (baseOf, error) {
+	if m, ok := s.originOver(p); ok {
+		return baseOf{p, &m, m.SizeBytes}, nil
+	}
+	if p.device == nil {
+		return baseOf{p, nil, int64(p.sectors()) * 512}, nil
+	}
+	m, _ := s.deviceOf(p.device.Name)
+	args, ok := m.only("snapshot-origin")
+	if !ok || len(args) != 1 {
+		return baseOf{p, nil, p.size}, nil
+	}
+	lower, err := s.findWord(args[0])
+	return baseOf{lower, &m, p.size}, err
+}
+
+func (a *app) snapshotCreate(ctx context.Context, o createOptions) error {
+	s, err := a.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.load(ctx); err != nil {
+		return err
+	}
+	if err := s.checkFree(o.name); err != nil {
+		return err
+	}
+	p, err := s.find(o.origin)
+	if err != nil {
+		return err
+	}
+	b, err := s.resolveBase(p)
+	if err != nil {
+		return err
+	}
+	if err := a.checkBase(s, b, o); err != nil {
+		return err
+	}
+	file, _ := s.lowestFile(b.lower)
+	cow, err := s.planCow(o.cow, o.name, b.lower, b.size, file)
+	if err != nil {
+		return err
+	}
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	info, frozen, err := s.makeSnapshot(ctx, b, cow, o)
+	if err != nil {
+		return err
+	}
+	return a.answerSnapshot(info, b, cow, frozen)
+}
+
+// checkBase refuses an origin that cannot have this snapshot, and tells what is
+// easily a mistake.
+func (a *app) checkBase(s *session, b baseOf, o createOptions) error {
+	if b.origin != nil {
+		if !b.origin.Live || b.size == 0 {
+			return failf(exitFailed, "the origin device %s has no live table", b.origin.Name)
+		}
+		return nil
+	}
+	if err := a.sayOrigin(b.lower); err != nil {
+		return err
+	}
+	for _, u := range s.usesOf(b.lower) {
+		if u.role == "COW" {
+			return fail(exitBusy, fmt.Errorf("%s is the COW of the snapshot %s", b.lower.what(), u.device.Name), "to snapshot what the snapshot shows, give its name: "+u.device.Name)
+		}
+	}
+	if o.willNotChange {
+		return nil
+	}
+	return s.checkFrozen(b.lower)
+}
+
+// checkFrozen refuses a base that somebody could write.
+func (s *session) checkFrozen(p place) error {
+	const insist = "; or give --origin-will-not-change if it really does not"
+	if p.device != nil && !p.device.ReadOnly {
+		return fail(exitFailed, fmt.Errorf("%s is writable and no origin device: what is written to it would show up in the snapshot", p.what()),
+			"make an origin device over it, and use that instead: dmfuse origin create "+shellQuote(p.device.Name)+" NAME"+insist)
+	}
+	for _, u := range s.usesOf(p) {
+		if u.role != "base" && !u.device.ReadOnly {
+			return fail(exitBusy, fmt.Errorf("%s is used by the %s device %s, which could write to it", p.what(), u.role, u.device.Name),
+				"remove that device, or snapshot it instead"+insist)
+		}
+	}
+	users, err := s.writersOf(p)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return busy(p, users, "end this use, or put an origin device under it: dmfuse origin create "+shellQuote(p.path)+" NAME"+insist)
+	}
+	return nil
+}
+
+// makeSnapshot makes the COW and the device. When it fails, everything is as
+// before.
+func (s *session) makeSnapshot(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (_ *control.Info, frozen []string, err error) {
+	defer func() {
+		if err != nil && !errors.Is(err, errUnknownOutcome) {
+			err = withUndo(err, cow.undo())
+		}
+	}()
+	if err := cow.make(); err != nil {
+		return nil, nil, err
+	}
+	if err := cow.writeSidecar(b, o.name); err != nil {
+		return nil, nil, err
+	}
+	return s.applySnapshot(ctx, b, cow, o)
+}
+
+// applySnapshot makes the device while the file systems on its origin are
+// frozen. When it fails, no device is left.
+func (s *session) applySnapshot(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*control.Info, []string, error) {
+	steps, err := snapshotSteps(b, cow, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	z, err := s.freezeFor(ctx, b, cow, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if z == nil {
+		r, err := s.c.Apply(ctx, steps...)
+		return resultOf(r, o.name), nil, s.explain(err, o.name)
+	}
+	limited, cancel := context.WithTimeout(ctx, o.freezeLimit)
+	defer cancel()
+	r, err := s.c.Apply(limited, steps...)
+	if terr := z.thaw(); terr != nil && err == nil {
+		err = s.takeBack(o.name, terr)
+	}
+	return resultOf(r, o.name), z.mountPoints(), s.explain(err, o.name)
+}
+
+// errUnknownOutcome means that the daemon went away while it worked: the
+// snapshot may exist, so its COW must stay.
+var errUnknownOutcome = errors.New("whether the snapshot was made is not known")
+
+// explain puts the error of an apply into words.
+func (s *session) explain(err error, name string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errorCode(err) == control.CodeNoDaemon:
+		return fail(exitNoDaemon, fmt.Errorf("%w: %w", errUnknownOutcome, err), "start a daemon and see: dmfuse serve, dmfuse snapshot ls; the COW is kept until then")
+	case errors.Is(err, context.DeadlineExceeded):
+		err = errFreezeExpired
+		fallthrough
+	case errors.Is(err, errFreezeExpired):
+		return fail(exitTimeout, fmt.Errorf("the snapshot %s is not made: %w before it was taken", name, err), "try again with a longer --freeze-limit, or with --no-freeze")
+	}
+	return fmt.Errorf("the snapshot %s is not made: %w", name, err)
+}
+
+// takeBack removes a snapshot that was taken after its freeze had ended.
+func (s *session) takeBack(name string, why error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := s.c.Apply(ctx, control.Step{Op: control.OpRemove, Key: control.ByName(name)})
+	if err != nil {
+		return errors.Join(errUnknownOutcome, why, err)
+	}
+	return why
+}
+
+// withUndo adds to an error what could not be taken back.
+func withUndo(err, undo error) error {
+	if undo == nil {
+		return err
+	}
+	return fmt.Errorf("%w; not undone: %w", err, undo)
+}
+
+// snapshotSteps makes the snapshot while its origin stands still. It is built
+// before the origin is suspended, so that this takes no longer than needed; it
+// begins to count when it is resumed.
+func snapshotSteps(b baseOf, cow *cowFile, o createOptions) ([]control.Step, error) {
+	line := control.Line{
+		Length: uint64(b.size / 512), Type: "snapshot",
+		Args: []string{b.lower.path, cow.path, cow.store, fmt.Sprint(cow.chunk / 512)},
+	}
+	cowNow := cow.place
+	if !cow.exists { // it does now
+		var err error
+		if cowNow, err = fileAt(cow.path); err != nil {
+			return nil, err
+		}
+	}
+	steps := deviceSteps(o.name, line, o.readOnly, b.lower, cowNow)
+	if b.origin == nil && b.lower.device == nil && !b.lower.block && !o.willNotChange {
+		steps[0].GuardBase = b.lower.path
+	}
+	if b.origin == nil || b.origin.Suspended {
+		return steps, nil
+	}
+	origin := control.ByName(b.origin.Name)
+	last := len(steps) - 1
+	return append(steps[:last:last],
+		control.Step{Op: control.OpSuspend, Key: origin}, steps[last], control.Step{Op: control.OpResume, Key: origin}), nil
+}
+
+// resultOf is the device called name after the last step about it.
+func resultOf(r control.ApplyReply, name string) *control.Info {
+	for i := len(r.Results) - 1; i >= 0; i-- {
+		if d := r.Results[i].Device; d != nil && d.Name == name {
+			return d
+		}
+	}
+	return &control.Info{Name: name}
+}
+
+// freezeFor freezes the file systems on the origin device and on what stands
+// on it; nil when there is nothing to freeze.
+func (s *session) freezeFor(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*frozen, error) {
+	if b.origin == nil || o.noFreeze {
+		return nil, nil
+	}
+	var list []frozenFS
+	for _, m := range append(s.above(b.origin.Name), *b.origin) {
+		on, err := fileSystemsOn(m.Path)
+		if err != nil {
+			return nil, err
+		}
+		if len(on) > 0 && m.Suspended {
+			return nil, fail(exitBusy, fmt.Errorf("%s is suspended, so the file system on it (%s) cannot be frozen", m.Name, on[0].point),
+				"resume it first, or take a crash-consistent snapshot with --no-freeze")
+		}
+		list = appendNew(list, on)
+	}
+	if len(list) == 0 {
+		return nil, nil
+	}
+	needed := daemonFiles(s.v.PID)
+	needed[cow.path] = "the COW file"
+	needed[s.v.RunDir] = "the run directory of the daemon"
+	if err := freezeConflict(list, needed); err != nil {
+		return nil, err
+	}
+	z, err := (freezer{command: []string{"/proc/self/exe", holdVerb}, lock: filepath.Join(s.v.RunDir, "freeze.lock")}).freeze(ctx, list, o.freezeLimit)
+	if err != nil {
+		return nil, err
+	}
+	return z, nil
+}
+
+// appendNew adds the file systems that are not in the list.
+func appendNew(list, more []frozenFS) []frozenFS {
+next:
+	for _, fs := range more {
+		for _, have := range list {
+			if have.dev == fs.dev {
+				continue next
+			}
+		}
+		list = append(list, fs)
+	}
+	return list
+}
+
+// createdSnapshot is the answer of snapshot create and open.
+type createdSnapshot struct {
+	createdDevice
+	COW            string   `json:"cow"`
+	COWSizeBytes   int64    `json:"cow_size_bytes"`
+	ChunkSizeBytes int64    `json:"chunk_size_bytes"`
+	Store          string   `json:"store"`
+	ReadOnly       bool     `json:"read_only"`
+	Frozen         []string `json:"frozen,omitempty"` // mount points that were frozen for it
+}
+
+func (a *app) answerSnapshot(info *control.Info, b baseOf, cow *cowFile, frozen []string) error {
+	if a.json {
+		return a.printJSON(createdSnapshot{
+			createdDevice: createdDevice{info.Name, info.Path, info.SizeBytes, b.lower.path},
+			COW:           cow.path, COWSizeBytes: cow.size, ChunkSizeBytes: cow.chunk, Store: cow.store, ReadOnly: info.ReadOnly, Frozen: frozen,
+		})
+	}
+	_, err := fmt.Fprintln(a.stdout, info.Path)
+	return err
+}

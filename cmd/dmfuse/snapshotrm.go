@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/spf13/cobra"
+)
+
+func newSnapshotRmCommand(a *app) *cobra.Command {
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "rm NAME",
+		Short: "Remove a snapshot, and its COW if snapshot create made it",
+		Long: `Remove a snapshot. Its COW file is deleted if snapshot create made it, together
+with the changes in it; with --keep-cow, or if it was there before, it stays and
+can be opened again with snapshot open.`,
+		Args: asUsage(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.snapshotRm(cmd.Context(), args[0], keep)
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep-cow", false, "keep the COW")
+	return cmd
+}
+
+// removedSnapshot is the answer of rm.
+type removedSnapshot struct {
+	Name    string `json:"name"`
+	COW     string `json:"cow"`
+	Deleted bool   `json:"cow_deleted"`
+}
+
+func (a *app) snapshotRm(ctx context.Context, name string, keep bool) error {
+	s, m, err := a.snapshotCalled(ctx, name)
+	if err != nil {
+		return err
+	}
+	p, err := s.findWord(m.lines[0].Args[1])
+	if err != nil && !isMissing(err) { // a COW that is gone does not keep its snapshot
+		return err
+	}
+	gone := err != nil
+	if err := s.remove(ctx, m); err != nil {
+		return err
+	}
+	answer := removedSnapshot{Name: name, COW: s.wordText(m.lines[0].Args[1])}
+	if !keep && !gone {
+		if answer.Deleted, err = deleteCow(p); err != nil {
+			return fmt.Errorf("the snapshot %s is removed, but its COW is not deleted: %w", name, err)
+		}
+	}
+	if a.json {
+		return a.printJSON(answer)
+	}
+	return nil
+}
+
+// remove removes a device, and names who holds one that is busy.
+func (s *session) remove(ctx context.Context, m mapped) error {
+	_, err := s.c.Apply(ctx, control.Step{Op: control.OpRemove, Key: control.ByName(m.Name)})
+	if errorCode(err) != control.CodeBusy {
+		return err
+	}
+	var who []string
+	next := "end this use first"
+	loops, _ := loopsOn(m.Path)
+	for _, l := range loops {
+		who = append(who, "the loop device "+l.path()+usersText(l))
+		next = "for a mount: dmfuse umount DIR; for a loop device: dmfuse detach " + shellQuote(m.Name)
+	}
+	for _, d := range s.above(m.Name) {
+		who = append(who, "the device "+d.Name)
+	}
+	for _, pid := range pids() {
+		if pid != s.v.PID && len(filesBelow(pid, m.Path)) > 0 {
+			who = append(who, fmt.Sprintf("pid %d (%s)", pid, commandName(pid)))
+		}
+	}
+	if len(who) == 0 {
+		return err
+	}
+	return fail(exitBusy, fmt.Errorf("%s is in use by %s", m.Name, strings.Join(who, ", ")), next)
+}
+
+// deleteCow deletes a COW file that snapshot create made, and its sidecar. It
+// is false where somebody else made the file.
+func deleteCow(p place) (bool, error) {
+	if p.device != nil || p.block {
+		return false, nil
+	}
+	side, ok, err := readSidecar(p.path)
+	if err != nil {
+		return false, err
+	}
+	if !ok || side.MadeInode == 0 || side.MadeInode != p.stat.Ino {
+		return false, nil
+	}
+	// The file first: a sidecar without its file says nothing, a file without
+	// its sidecar would stay for ever.
+	err = errors.Join(os.Remove(p.path), os.Remove(sidecarPath(p.path)))
+	if err != nil {
+		return false, err
+	}
+	return true, syncDir(filepath.Dir(p.path))
+}
+
+// isMissing says whether a file is not there.
+func isMissing(err error) bool { return errors.Is(err, os.ErrNotExist) }
