@@ -1,0 +1,37 @@
+package crash
+
+import (
+	"os"
+
+	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
+)
+
+// checkStores looks at the files while no daemon has them: each store is sound,
+// and origin and COW file alone show what the snapshot must show.
+func (r *rig) checkStores() {
+	r.t.Helper()
+	origin, err := os.ReadFile(r.origin)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.views["disk"].m.Check(origin, 0); err != nil {
+		r.t.Errorf("the file of the origin after kill -9: %v", err)
+	}
+	for name, v := range r.views {
+		if v.cow == "" {
+			continue
+		}
+		cow, err := os.ReadFile(v.cow)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		list, err := cowfile.Read(cow, int(v.chunk))
+		if err != nil {
+			r.t.Errorf("store of %s after kill -9: %v", name, err)
+			continue
+		}
+		if err := v.m.Check(cowfile.View(origin, cow, int(v.chunk), list), 0); err != nil {
+			r.t.Errorf("the files of %s after kill -9: %v", name, err)
+		}
+	}
+}
