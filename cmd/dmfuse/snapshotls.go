@@ -256,4 +256,3 @@ func (a *app) snapshotCalled(ctx context.Context, name string) (*session, mapped
 	}
 	return s, m, nil
 }
-
