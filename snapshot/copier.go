@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 
@@ -9,12 +10,34 @@ import (
 	"github.com/dmfuse/dmfuse/target"
 )
 
+// copier moves chunks from the origin to COW devices. Copies that have begun
+// run to their end: they take no context.
+type copier struct {
+	o Options
+
+	mu   sync.Mutex
+	done bool
+	kc   *kcopyd.Client // made at first need; guarded by mu
+}
+
+// place is where a copy goes.
+type place struct {
+	dev target.Lower
+	at  int64
+}
+
 // inlineMax is the largest copy that the goroutine of the request makes itself,
 // when nothing limits copies. Handing it to the copy worker would cost more
 // than the copy.
 const inlineMax = 64 << 10
 
-var inlineBufs = sync.Pool{New: func() any { b := make([]byte, inlineMax); return &b }}
+// maxPlaces is the number of destinations of one copy (kernel: dm-kcopyd.h).
+const maxPlaces = 8
+
+var (
+	inlineBufs = sync.Pool{New: func() any { b := make([]byte, inlineMax); return &b }}
+	zeros      [inlineMax]byte
+)
 
 // small tells whether n bytes are copied by the goroutine of the request.
 func (k *copier) small(n int64) bool {
@@ -26,32 +49,90 @@ func (k *copier) copy(from target.Lower, off int64, to target.Lower, at, n int64
 	if n <= 0 {
 		return nil
 	}
-	if k.small(n) {
-		bp := inlineBufs.Get().(*[]byte)
-		defer inlineBufs.Put(bp)
-		b := (*bp)[:n]
-		if err := readAll(from, b, off); err != nil {
-			return err
-		}
-		return writeAll(to, b, at, false)
+	if !k.small(n) {
+		return k.submit(from, off, n, []place{{to, at}})[0]
 	}
-	kc, err := k.client()
-	if err != nil {
+	bp := inlineBufs.Get().(*[]byte)
+	defer inlineBufs.Put(bp)
+	b := (*bp)[:n]
+	if err := readAll(from, b, off); err != nil {
 		return err
 	}
+	return writeCopy(to, b, at)
+}
+
+// spread copies n bytes to several places, with one read. The errors are those
+// of the places.
+func (k *copier) spread(from target.Lower, off, n int64, to []place) []error {
+	var errs []error
+	for len(to) > maxPlaces {
+		errs = append(errs, k.spread(from, off, n, to[:maxPlaces])...)
+		to = to[maxPlaces:]
+	}
+	if !k.small(n) {
+		return append(errs, k.submit(from, off, n, to)...)
+	}
+	bp := inlineBufs.Get().(*[]byte)
+	defer inlineBufs.Put(bp)
+	b := (*bp)[:n]
+	err := readAll(from, b, off)
+	for _, p := range to {
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, writeCopy(p.dev, b, p.at))
+	}
+	return errs
+}
+
+// holeMin is the least that is worth a hole.
+const holeMin = 4 << 10
+
+// writeCopy writes a chunk; one of zeros takes no space if the device can do
+// without.
+func writeCopy(to target.Lower, b []byte, at int64) error {
+	if len(b) >= holeMin && b[0] == 0 && bytes.Equal(b, zeros[:len(b)]) {
+		return blockdev.Zero(to, at, int64(len(b)), true)
+	}
+	return writeAll(to, b, at, false)
+}
+
+// submit hands a copy to the copy worker and waits for it.
+func (k *copier) submit(from target.Lower, off, n int64, to []place) []error {
+	errs := make([]error, len(to))
+	kc, err := k.client()
+	if err != nil {
+		for i := range errs {
+			errs[i] = err
+		}
+		return errs
+	}
 	count := blockdev.SectorsIn(n)
-	done := make(chan error, 1)
-	kc.Copy(kcopyd.Region{Dev: from, Start: blockdev.SectorsIn(off), Count: count},
-		[]kcopyd.Region{{Dev: to, Start: blockdev.SectorsIn(at), Count: count}}, 0,
-		func(readErr bool, writeErr uint64) {
-			if readErr || writeErr != 0 {
-				done <- fmt.Errorf("%w: copy of %d sectors from sector %d of %s to sector %d of %s failed",
-					blockdev.ErrIO, count, blockdev.SectorsIn(off), from.Name(), blockdev.SectorsIn(at), to.Name())
-				return
+	dests := make([]kcopyd.Region, len(to))
+	for i, p := range to {
+		dests[i] = kcopyd.Region{Dev: p.dev, Start: blockdev.SectorsIn(p.at), Count: count}
+	}
+	type result struct {
+		read  bool
+		write uint64
+	}
+	done := make(chan result, 1)
+	src := kcopyd.Region{Dev: from, Start: blockdev.SectorsIn(off), Count: count}
+	j := kc.Copy(src, dests, 0, func(read bool, write uint64) { done <- result{read, write} })
+	if r := <-done; r.read || r.write != 0 {
+		why := j.Err()
+		for i, p := range to {
+			if r.read || r.write&(1<<i) != 0 {
+				errs[i] = fmt.Errorf("copying %v of %s to sector %d of %s: %w",
+					blockdev.Range{Start: src.Start, Count: count}, from.Name(), uint64(dests[i].Start), p.dev.Name(), why)
+			} else {
+				// A write error at one place stops the copy to all of them.
+				errs[i] = k.copy(from, off, p.dev, p.at, n)
 			}
-			done <- nil
-		})
-	return <-done
+		}
+	}
+	return errs
 }
 
 func (k *copier) client() (*kcopyd.Client, error) {
@@ -72,10 +153,11 @@ func (k *copier) client() (*kcopyd.Client, error) {
 
 func (k *copier) close() error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.done = true
-	if k.kc == nil {
+	kc := k.kc
+	k.mu.Unlock()
+	if kc == nil {
 		return nil
 	}
-	return k.kc.Close()
+	return kc.Close()
 }

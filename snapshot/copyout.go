@@ -5,10 +5,6 @@ import (
 	"sync"
 )
 
-// outPiece is the most a single pass of copyOut takes on, in bytes, unless one
-// chunk is larger.
-const outPiece = 8 << 20
-
 // copyOut returns when every active snapshot has its own copy of the origin's
 // bytes [from, to), durably, or is invalid (rule 2). A snapshot that fails
 // never fails the caller; the only error is that of a wait that was given up.
@@ -19,13 +15,27 @@ func (o *origin) copyOut(ctx context.Context, from, to int64) error {
 	}
 	defer leave(snaps)
 	for from < to {
-		end := min(to, (from/outPiece+1)*outPiece)
-		if err := copyOutAll(ctx, snaps, from, end); err != nil {
+		end := to
+		for _, s := range snaps {
+			end = min(end, s.core.Load().pieceEnd(from))
+		}
+		if err := o.copyOutPiece(ctx, snaps, from, end); err != nil {
 			return err
 		}
 		from = end
 	}
 	return nil
+}
+
+// pieceBytes is the most that one request takes on at a time, unless a chunk is
+// larger.
+const pieceBytes = 8 << 20
+
+// pieceEnd is where the piece ends that byte off is in: requests of any length
+// are cut there, so that what is allotted at a time is bounded.
+func (l layout) pieceEnd(off int64) int64 {
+	n := max(l.bytes(), min(pieceBytes, l.bytes()*maxPending))
+	return (off/n + 1) * n
 }
 
 // enter lists the snapshots that a write must look at and keeps them from
@@ -64,28 +74,42 @@ type outJob struct {
 	c      *core
 	own    *unit
 	others []*unit
-	full   error
+	full   error // the COW device had no room
+	err    error // of the copy
+	ended  error // of the unit
 }
 
-func copyOutAll(ctx context.Context, snaps []*snapshot, from, to int64) error {
-	var one [1]outJob
-	jobs := one[:0]
-	for _, s := range snaps {
-		if err := s.waitRoom(ctx); err != nil {
-			abandon(jobs)
-			return err
+// copyOutPiece makes all snapshots safe for a write to [from, to). It copies
+// and commits what nobody has begun before it waits for others, and looks
+// again afterwards: others may have given up.
+func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to int64) error {
+	for {
+		for _, s := range snaps {
+			if err := s.waitRoom(ctx); err != nil {
+				return err
+			}
 		}
-		if j, need := s.outJob(from, to); need {
-			jobs = append(jobs, j)
+		var one [1]outJob // the usual case
+		jobs, again := one[:0], false
+		for _, s := range snaps {
+			if j, need := s.outJob(from, to); need {
+				jobs = append(jobs, j)
+				again = again || len(j.others) > 0
+			}
+		}
+		o.run(jobs)
+		for i := range jobs {
+			if err := jobs[i].ended; err != nil && brokenOff(err) {
+				return err
+			}
+			if err := waitUnits(ctx, jobs[i].others); err != nil {
+				return err
+			}
+		}
+		if !again {
+			return nil
 		}
 	}
-	runJobs(jobs)
-	for _, j := range jobs {
-		if err := waitUnits(ctx, j.others); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // outJob allots what the snapshot needs for a write to [from, to).
@@ -95,37 +119,45 @@ func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
 		return j, false
 	}
 	c := s.core.Load()
-	if _, run, ok := c.find(from, to-from); ok && run == to-from {
+	if c.mapped(from, to-from) {
 		return j, false
 	}
 	j = outJob{s: s, c: c}
 	j.own, j.others, j.full = s.claim(c, c.chunkOf(from), c.chunkOf(to-1))
-	return j, j.own != nil || len(j.others) > 0 || j.full != nil
+	return j, true
 }
 
-// abandon gives up what was allotted for jobs that are not run.
-func abandon(jobs []outJob) { runJobs(jobs) }
-
-// runJobs runs the jobs side by side, the last one on this goroutine.
-func runJobs(jobs []outJob) {
-	if len(jobs) == 0 {
+// run copies what the jobs have allotted, reading the origin once for all of
+// them, and commits it, each job at its own snapshot.
+func (o *origin) run(jobs []outJob) {
+	switch len(jobs) {
+	case 0:
+		return
+	case 1:
+		j := &jobs[0]
+		if j.own != nil {
+			j.err = j.s.copyUnit(j.c, j.own)
+		}
+		j.end()
 		return
 	}
+	o.copyShared(jobs)
 	var wg sync.WaitGroup
-	for i := range jobs[:len(jobs)-1] {
-		wg.Go(jobs[i].run)
+	for i := range jobs[1:] {
+		wg.Go(jobs[i+1].end)
 	}
-	jobs[len(jobs)-1].run()
+	jobs[0].end()
 	wg.Wait()
 }
 
-// run copies and commits what the job has allotted.
-func (j *outJob) run() {
+// end commits what was copied. When that fails the snapshot is invalid, and the
+// origin goes on.
+func (j *outJob) end() {
 	if j.full != nil {
 		j.s.invalidate(j.full)
 	}
 	if j.own != nil {
-		_ = j.s.finish(j.c, j.own, j.s.copyUnit(j.c, j.own)) // failed: the snapshot is invalid now, the origin goes on
+		j.ended = j.s.finish(j.c, j.own, j.err)
 	}
 }
 

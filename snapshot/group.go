@@ -1,7 +1,8 @@
 package snapshot
 
 import (
-	"sort"
+	"cmp"
+	"slices"
 	"sync"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -65,8 +66,11 @@ type origin struct {
 	// while a snapshot becomes active.
 	gate gate
 
+	// copier makes the copies that several snapshots share.
+	copier copier
+
 	mu    sync.RWMutex
-	snaps []*snapshot // registered, largest chunk first
+	snaps []*snapshot // registered, largest chunk first; replaced, never changed; guarded by mu
 }
 
 // hold finds or makes the origin with this identity.
@@ -75,7 +79,7 @@ func (g *Group) hold(id blockdev.ID) *origin {
 	defer g.mu.Unlock()
 	o := g.origins[id]
 	if o == nil {
-		o = &origin{group: g, id: id}
+		o = &origin{group: g, id: id, copier: copier{o: g.o}}
 		g.origins[id] = o
 	}
 	o.users++
@@ -83,28 +87,32 @@ func (g *Group) hold(id blockdev.ID) *origin {
 }
 
 // release gives back what hold gave.
-func (o *origin) release() {
+func (o *origin) release() error {
 	o.group.mu.Lock()
-	defer o.group.mu.Unlock()
-	if o.users--; o.users == 0 {
+	o.users--
+	last := o.users == 0
+	if last {
 		delete(o.group.origins, o.id)
 	}
+	o.group.mu.Unlock()
+	if last {
+		return o.copier.close()
+	}
+	return nil
 }
 
 // sortLocked puts the snapshots with the largest chunk first, as the kernel
 // does. One that waits for a handover counts as chunk 0.
 func (o *origin) sortLocked() {
-	sort.SliceStable(o.snaps, func(i, j int) bool { return o.snaps[i].chunkSize() > o.snaps[j].chunkSize() })
+	o.snaps = slices.Clone(o.snaps)
+	slices.SortStableFunc(o.snaps, func(a, b *snapshot) int { return cmp.Compare(b.chunkSize(), a.chunkSize()) })
 }
 
-// remove takes s out of the list.
-func (o *origin) remove(s *snapshot) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for i, x := range o.snaps {
-		if x == s {
-			o.snaps = append(append([]*snapshot(nil), o.snaps[:i]...), o.snaps[i+1:]...)
-			return
-		}
+// removeLocked takes s out of the list.
+func (o *origin) removeLocked(s *snapshot) {
+	i := slices.Index(o.snaps, s)
+	if i < 0 {
+		return
 	}
+	o.snaps = slices.Concat(o.snaps[:i], o.snaps[i+1:])
 }

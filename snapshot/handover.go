@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -12,19 +13,22 @@ import (
 func (s *snapshot) register() (waits bool, err error) {
 	s.o.mu.Lock()
 	defer s.o.mu.Unlock()
-	from, to, n := s.o.sharingLocked(s.cow.ID())
+	from, to, n := s.o.sharingLocked(s)
 	if n == 2 || to != nil {
-		return false, fmt.Errorf("%w: COW device %s is in use by another snapshot table of this origin that waits to take it over",
-			blockdev.ErrInvalid, s.cow.Name())
+		return false, fmt.Errorf("%w: a table that waits to take over COW device %s is loaded already", blockdev.ErrInvalid, s.cow.Name())
 	}
-	s.o.snaps = append(append([]*snapshot(nil), s.o.snaps...), s)
+	if from != nil && s.params.damaged {
+		return false, fmt.Errorf("%w: COW device %s is in use by a live snapshot", blockdev.ErrInvalid, s.cow.Name())
+	}
+	s.o.snaps = append(slices.Clone(s.o.snaps), s)
 	return from != nil, nil
 }
 
-// sharingLocked finds the active and the waiting snapshot on a COW device.
-func (o *origin) sharingLocked(cow blockdev.ID) (from, to *snapshot, n int) {
+// sharingLocked finds the active and the waiting snapshot on the COW device of
+// one, which may be either.
+func (o *origin) sharingLocked(one *snapshot) (from, to *snapshot, n int) {
 	for _, s := range o.snaps {
-		if s.cow.ID() != cow {
+		if one.cow == nil || s.cow == nil || s.cow.ID() != one.cow.ID() {
 			continue
 		}
 		if s.active.Load() {
@@ -41,7 +45,6 @@ func (o *origin) sharingLocked(cow blockdev.ID) (from, to *snapshot, n int) {
 func (o *origin) resort() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.snaps = append([]*snapshot(nil), o.snaps...)
 	o.sortLocked()
 }
 
@@ -49,12 +52,11 @@ func (o *origin) resort() {
 // becomes invalid; the COW device is left as it is.
 func (s *snapshot) unregister() {
 	s.o.mu.Lock()
-	from, to, _ := s.o.sharingLocked(s.cow.ID())
-	s.o.mu.Unlock()
-	if from == s && to != nil && to.core.Load() == nil {
+	defer s.o.mu.Unlock()
+	if from, to, _ := s.o.sharingLocked(s); from == s && to != nil && to.core.Load() == nil {
 		to.health.setInvalid()
 	}
-	s.o.remove(s)
+	s.o.removeLocked(s)
 }
 
 // Presuspend has nothing to do: copies belong to requests.
@@ -71,7 +73,7 @@ func (s *snapshot) Postsuspend() {
 func (s *snapshot) Preresume() error {
 	s.o.mu.RLock()
 	defer s.o.mu.RUnlock()
-	from, to, _ := s.o.sharingLocked(s.cow.ID())
+	from, to, _ := s.o.sharingLocked(s)
 	switch {
 	case from == nil || to == nil:
 		return nil
@@ -91,10 +93,9 @@ func (s *snapshot) Resume() {
 	defer s.o.gate.reopen()
 	s.o.mu.Lock()
 	defer s.o.mu.Unlock()
-	if from, to, _ := s.o.sharingLocked(s.cow.ID()); from != nil && to == s && s.core.Load() == nil {
+	if from, to, _ := s.o.sharingLocked(s); from != nil && to == s && s.core.Load() == nil {
 		s.takeOver(from)
 	}
-	s.o.snaps = append([]*snapshot(nil), s.o.snaps...)
 	s.o.sortLocked()
 	s.suspended = false
 	s.active.Store(true)

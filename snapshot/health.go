@@ -8,11 +8,13 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 )
 
-// errInvalid is the answer of an invalid snapshot to everything but a flush.
-var errInvalid = fmt.Errorf("%w: the snapshot is invalid", blockdev.ErrIO)
+// ErrInvalidSnapshot is the answer of an invalid snapshot to everything but a
+// flush. It is of kind I/O.
+var ErrInvalidSnapshot = fmt.Errorf("%w: the snapshot is invalid", blockdev.ErrIO)
 
-// errOverflow is the answer of a PO store that was full once to every write.
-var errOverflow = fmt.Errorf("%w: the COW device of the snapshot is full", blockdev.ErrIO)
+// ErrOverflow is the answer to a write that found the COW device full, and of a
+// store PO to every write after it. It is of kind I/O, as in the kernel.
+var ErrOverflow = fmt.Errorf("%w: the COW device of the snapshot is full", blockdev.ErrIO)
 
 // health says what a snapshot is still good for. Both states are for ever, but
 // for a handover, which passes them on.
@@ -24,12 +26,30 @@ type health struct {
 	done chan struct{} // closed when the invalidation is durable; nil: none began; guarded by mu
 }
 
+// setInvalid notes that the snapshot is invalid on the disk already, or that
+// nothing has to be written.
 func (h *health) setInvalid() { h.invalid.Store(true) }
+
+// settled tells whether the snapshot is invalid, and waits for an invalidation
+// under way to be durable.
+func (h *health) settled() bool {
+	if !h.invalid.Load() {
+		return false
+	}
+	h.mu.Lock()
+	ch := h.done
+	h.mu.Unlock()
+	if ch != nil {
+		<-ch
+	}
+	return true
+}
 
 // invalidate gives the snapshot up: it answers every request with an error from
 // now on. It returns when that is durable, so that a write to the origin that
 // goes on afterwards can never make the snapshot wrong after a restart
-// (rule 4). It is done once; who comes later waits for the first.
+// (rule 4). It is done once, with one event; who comes later waits for the
+// first.
 func (s *snapshot) invalidate(why error) {
 	h := &s.health
 	h.mu.Lock()
@@ -47,29 +67,24 @@ func (s *snapshot) invalidate(why error) {
 	h.invalid.Store(true)
 	h.mu.Unlock()
 
-	s.env.Log.WithError(why).Error("snapshot is invalid from now on")
-	if c := s.core.Load(); c != nil {
-		if err := c.store.invalidate(s.cow); err != nil {
-			s.env.Log.WithError(err).Error("cannot mark the COW device invalid")
-		}
-	}
+	s.log().WithError(why).Error("the snapshot is invalid from now on")
+	s.markInvalid(why)
 	s.env.Event()
 	close(h.done)
 }
 
-// settled tells whether the snapshot is invalid, and waits for an invalidation
-// under way to be durable.
-func (h *health) settled() bool {
-	if !h.invalid.Load() {
-		return false
+// markInvalid writes on the disk that the snapshot is invalid: in the header of
+// the store, or in the sidecar where that cannot be written.
+func (s *snapshot) markInvalid(why error) {
+	c := s.core.Load()
+	if c == nil {
+		s.markSidecar(why)
+		return
 	}
-	h.mu.Lock()
-	ch := h.done
-	h.mu.Unlock()
-	if ch != nil {
-		<-ch
+	if err := c.store.invalidate(s.cow); err != nil {
+		s.log().WithError(err).Error("the header of the COW device cannot be marked invalid")
+		s.markSidecar(why)
 	}
-	return true
 }
 
 // BaseChanged ends a snapshot whose origin was promised not to change.

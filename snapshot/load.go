@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -17,7 +18,7 @@ func readFull(d blockdev.Device, p []byte, off int64) error {
 		return nil
 	}
 	if err == nil || err == io.EOF {
-		return fmt.Errorf("%w: read ends after %d of %d bytes at byte %d", blockdev.ErrIO, n, len(p), off)
+		return fmt.Errorf("%w: the device ends after %d of %d bytes at byte %d", blockdev.ErrIO, n, len(p), off)
 	}
 	return err
 }
@@ -28,60 +29,69 @@ func ReadHeader(dev blockdev.Device) (Header, error) {
 	var b [headerSize]byte
 	var h Header
 	if err := readFull(dev, b[:], 0); err != nil {
-		return h, err
+		return h, fmt.Errorf("store header: %w", err)
 	}
 	return h, h.UnmarshalBinary(b[:])
 }
 
-// openPersistent reads or creates the store on cow. want is the chunk size of
-// the table, 0 for the default; check judges a chunk size found on the disk.
-// usable is false when the store is marked invalid: nothing more is read then.
-func openPersistent(cow blockdev.Device, want blockdev.Sector, check func(uint64) error, t *exceptions, h Hooks) (s *persistent, usable bool, err error) {
-	given := want != 0
-	if !given {
-		want = max(defaultChunkSize, blockdev.Sector(blockdev.BlockSize(cow)>>blockdev.SectorShift))
+// loading says how a store is opened.
+type loading struct {
+	want   blockdev.Sector    // chunk size of the table; 0: the default
+	check  func(uint64) error // judges a chunk size found on the disk
+	create bool               // a blank device gets a store
+	hooks  Hooks
+}
+
+// chunk is the chunk size of a new store.
+func (o loading) chunk(cow blockdev.Device) blockdev.Sector {
+	if o.want != 0 {
+		return o.want
 	}
+	return max(defaultChunkSize, blockdev.Sector(blockdev.BlockSize(cow)>>blockdev.SectorShift))
+}
+
+// openPersistent reads or creates the store on cow and fills t (kernel:
+// persistent_read_metadata). usable is false when the store is marked invalid:
+// nothing more is read then.
+func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persistent, usable bool, err error) {
+	want := o.chunk(cow)
 	if cow.Size() < want.Bytes() {
-		return nil, false, fmt.Errorf("%w: COW device of %d bytes is shorter than a chunk of %d bytes", blockdev.ErrIO, cow.Size(), want.Bytes())
+		return nil, false, fmt.Errorf("%w: the device has %d bytes, less than a chunk of %d bytes", blockdev.ErrIO, cow.Size(), want.Bytes())
 	}
-	hd, err := ReadHeader(cow)
+	h, err := ReadHeader(cow)
 	if err != nil {
 		return nil, false, err
 	}
-	if hd.Blank() {
-		s = newPersistent(newLayout(want), cow, h)
+	if h.Blank() && o.create {
+		s = newPersistent(newLayout(want), cow, o.hooks)
 		return s, true, s.create(cow)
 	}
-	if hd.Magic == magic {
-		if err := check(uint64(hd.ChunkSize)); err != nil {
-			return nil, false, fmt.Errorf("chunk size in the store header: %w", err)
-		}
-	}
-	if err := hd.Validate(); err != nil {
+	if err := h.Validate(); err != nil {
 		return nil, false, err
 	}
-	s = newPersistent(newLayout(blockdev.Sector(hd.ChunkSize)), cow, h)
-	if !hd.Usable() {
+	if err := o.check(uint64(h.ChunkSize)); err != nil {
+		return nil, false, err
+	}
+	s = newPersistent(newLayout(blockdev.Sector(h.ChunkSize)), cow, o.hooks)
+	if !h.Usable() {
 		return s, false, nil
 	}
 	return s, true, s.load(cow, t)
 }
 
-// load reads the areas up to the terminator.
+// load reads the areas up to the terminator. An area that is full must have a
+// readable successor, as the kernel wants it.
 func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 	buf := make([]byte, min(loadWindow, s.areaBytes()))
 	es := make([]exception, 0, 4096)
 	for a := uint64(0); ; a++ {
 		c := s.layout.area(a)
 		if !s.fits(c, cow.Size()) {
-			return fmt.Errorf("%w: metadata area %d (chunk %d) lies beyond the end of the COW device", blockdev.ErrIO, a, c)
+			return fmt.Errorf("%w: metadata area %d (chunk %d) lies beyond the end of the device", blockdev.ErrIO, a, c)
 		}
 		n, err := s.loadArea(cow, c, buf, func(e exception) {
-			es = append(es, e)
-			if e.new >= s.nextFree {
-				s.nextFree = e.new + 1
-			}
-			if len(es) == cap(es) {
+			s.reserve(e.new)
+			if es = append(es, e); len(es) == cap(es) {
 				t.insert(es)
 				es = es[:0]
 			}
@@ -99,6 +109,13 @@ func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 	t.insert(es)
 	s.nextFree = s.skipArea(s.nextFree)
 	return nil
+}
+
+// reserve keeps chunk c of the device from being allotted.
+func (s *persistent) reserve(c Chunk) {
+	if c >= s.nextFree && c < math.MaxUint64-1 {
+		s.nextFree = c + 1
+	}
 }
 
 // loadArea reads the entries of one area up to the terminator, a window at a
@@ -129,10 +146,16 @@ func (s *persistent) keepTail(buf []byte, pos int64, i int) {
 	at := int64(i)
 	s.tail = append([]byte(nil), buf[at-at%s.unit:at]...)
 	s.clean = 0
-	for _, b := range buf[at-at%s.unit+int64(len(s.tail)):] {
-		if b != 0 {
-			return
+	if allZero(buf[at:]) {
+		s.clean = pos + int64(len(buf))
+	}
+}
+
+func allZero(b []byte) bool {
+	for _, x := range b {
+		if x != 0 {
+			return false
 		}
 	}
-	s.clean = pos + int64(len(buf))
+	return true
 }

@@ -2,17 +2,16 @@ package snapshot
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
 )
 
 var (
-	_ target.Target   = (*originTarget)(nil)
-	_ target.Zeroer   = (*originTarget)(nil)
-	_ target.Extenter = (*originTarget)(nil)
+	_ target.Target        = (*originTarget)(nil)
+	_ target.Zeroer        = (*originTarget)(nil)
+	_ target.Extenter      = (*originTarget)(nil)
+	_ target.DeviceFlusher = (*originTarget)(nil)
 )
 
 // originTarget is the target snapshot-origin: the original device, whose
@@ -35,18 +34,22 @@ func (g *Group) newOrigin(env *target.Env, args []string) (target.Target, error)
 }
 
 // Read goes straight to the lower device.
-func (t *originTarget) Read(_ context.Context, p []byte, off int64) error {
-	return readAll(t.lower, p, off)
+func (t *originTarget) Read(ctx context.Context, p []byte, off int64) error {
+	return target.ReadLower(ctx, t.lower, p, off)
 }
 
 // Write saves the chunks concerned and then writes (rule 2).
 func (t *originTarget) Write(ctx context.Context, p []byte, off int64, fua bool) error {
-	return t.change(ctx, off, int64(len(p)), func() error { return writeAll(t.lower, p, off, fua) })
+	return t.change(ctx, off, int64(len(p)), func() error {
+		return within(t.lower, off, int64(len(p)), target.WriteLower(ctx, t.lower, p, off, fua))
+	})
 }
 
 // Zero is a write of zeros for the snapshots.
 func (t *originTarget) Zero(ctx context.Context, off, n int64, unmap bool) error {
-	return t.change(ctx, off, n, func() error { return blockdev.Zero(t.lower, off, n, unmap) })
+	return t.change(ctx, off, n, func() error {
+		return within(t.lower, off, n, target.ZeroLower(ctx, t.lower, off, n, unmap))
+	})
 }
 
 // change runs do, which changes n bytes at off, when all snapshots are safe.
@@ -63,17 +66,20 @@ func (t *originTarget) change(ctx context.Context, off, n int64, do func() error
 
 // Flush flushes the lower device. The snapshots need none: what they answered
 // is durable (rule 3).
-func (t *originTarget) Flush(context.Context) error { return t.lower.Flush() }
+func (t *originTarget) Flush(ctx context.Context) error { return target.FlushLower(ctx, t.lower) }
+
+// FlushDevices says that Flush is no more than that.
+func (t *originTarget) FlushDevices() []target.Lower { return []target.Lower{t.lower} }
 
 // Extent is that of the lower device.
-func (t *originTarget) Extent(_ context.Context, off int64) (int64, bool, error) {
-	return blockdev.Extent(t.lower, off)
+func (t *originTarget) Extent(ctx context.Context, off int64) (int64, bool, error) {
+	return target.ExtentLower(ctx, t.lower, off)
 }
 
 // Status is empty but for the table line.
 func (t *originTarget) Status(form target.StatusForm) string {
 	if form == target.StatusTable {
-		return t.lower.Name()
+		return target.DeviceWord(t.lower)
 	}
 	return ""
 }
@@ -84,34 +90,4 @@ func (t *originTarget) Devices() []target.DeviceUse {
 }
 
 // Close leaves the group.
-func (t *originTarget) Close() error {
-	t.o.release()
-	return nil
-}
-
-// readAll fills p; an end of the device within it is an I/O error.
-func readAll(d target.Lower, p []byte, off int64) error {
-	n, err := d.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = blockdev.ErrIO
-	}
-	return &blockdev.Error{Op: "read", Device: d.Name(), Offset: off, Length: int64(len(p)), Err: err}
-}
-
-// writeAll writes p, durably if fua is set. Past the end is an I/O error, not
-// one of the caller's making.
-func writeAll(d target.Lower, p []byte, off int64, fua bool) error {
-	var err error
-	if fua {
-		_, err = blockdev.WriteFUA(d, p, off)
-	} else {
-		_, err = d.WriteAt(p, off)
-	}
-	if errors.Is(err, blockdev.ErrRange) {
-		return &blockdev.Error{Op: "write", Device: d.Name(), Offset: off, Length: int64(len(p)), Err: blockdev.ErrIO}
-	}
-	return err
-}
+func (t *originTarget) Close() error { return t.o.release() }

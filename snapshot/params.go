@@ -23,38 +23,65 @@ type params struct {
 	overflow    bool            // store PO: a full COW keeps the snapshot readable
 	chunk       blockdev.Sector // 0: default
 
-	discardZeroes   bool // discard_zeroes_cow
-	discardPassdown bool // discard_passdown_origin
+	discardZeroes   bool
+	discardPassdown bool
+
+	// damaged is a feature of our own, taken in read-only tables only, where
+	// the kernel knows no third one: the store is served as far as it can be
+	// read, and never written.
+	damaged bool
 }
 
-// parseParams reads what does not depend on the devices, in the kernel's
-// order: features first, store and chunk size last. The store words are kept
-// for parseStore, as the kernel opens the devices before it looks at them.
-func parseParams(words []string) (params, error) {
+// feature is a feature of a snapshot line.
+type feature struct {
+	name string
+	on   bool
+}
+
+// features lists the features in the order in which they are printed.
+func (p params) features() []feature {
+	return []feature{
+		{"discard_zeroes_cow", p.discardZeroes},
+		{"discard_passdown_origin", p.discardPassdown},
+		{"damaged", p.damaged},
+	}
+}
+
+// parseParams reads what does not depend on the devices. The kernel looks at
+// the features before it opens the devices, and at the store after.
+func parseParams(words []string, readOnly bool) (params, error) {
 	var p params
 	if len(words) < 4 {
 		return p, &target.ArgError{Want: fmt.Sprintf("%d arguments found, expected 4 or more: %s", len(words), usageSnapshot)}
 	}
 	p.origin, p.cow = words[0], words[1]
-	return p, p.parseFeatures(words)
+	return p, p.parseFeatures(words, readOnly)
 }
 
-func (p *params) parseFeatures(words []string) error {
+// skip is a cursor behind the first n words.
+func skip(words []string, n int) *target.Args {
+	a := target.NewArgs(words)
+	for range n {
+		_, _ = a.Word("")
+	}
+	return a
+}
+
+func (p *params) parseFeatures(words []string, readOnly bool) error {
 	if len(words) == 4 {
 		return nil
 	}
-	a := target.NewArgs(words)
-	for range 4 {
-		if _, err := a.Word(""); err != nil {
-			return err
-		}
+	a := skip(words, 4)
+	most := uint64(2)
+	if readOnly {
+		most = 3
 	}
-	n, err := a.Number("a number of features, at most 2", 2)
+	n, err := a.Number(fmt.Sprintf("a number of features, at most %d", most), most)
 	if err != nil {
 		return err
 	}
 	if int(n) > a.Left() {
-		return a.Bad(fmt.Sprintf("at most %d features, as many as words follow", a.Left()))
+		return a.Bad(fmt.Sprintf("at most %d, as many features as words follow", a.Left()))
 	}
 	for range n {
 		w, err := a.Word("a feature")
@@ -66,6 +93,12 @@ func (p *params) parseFeatures(words []string) error {
 			p.discardZeroes = true
 		case "discard_passdown_origin":
 			p.discardPassdown = true
+		case "damaged":
+			if readOnly {
+				p.damaged = true
+				break
+			}
+			return a.Bad("discard_zeroes_cow or discard_passdown_origin (damaged only in a read-only table)")
 		default:
 			return a.Bad("discard_zeroes_cow or discard_passdown_origin")
 		}
@@ -76,34 +109,28 @@ func (p *params) parseFeatures(words []string) error {
 	return nil
 }
 
+const wantStore = "a store: P, PO or N"
+
 // parseStore reads the store and the chunk size. blocks are the logical block
-// sizes of origin and COW, in bytes.
+// sizes of origin and COW device, in bytes.
 func (p *params) parseStore(words []string, blocks [2]int) error {
-	a := target.NewArgs(words)
-	for range 2 {
-		if _, err := a.Word(""); err != nil {
-			return err
-		}
-	}
-	w, err := a.Word("a store: P, PO or N")
+	a := skip(words, 2)
+	w, err := a.Word(wantStore)
 	if err != nil {
 		return err
 	}
-	const want = "a store: P, PO or N"
 	switch {
-	case w == "":
-		return a.Bad(want)
-	case w[0] == 'N' || w[0] == 'n': // the kernel ignores what follows
-	case w[0] == 'P' || w[0] == 'p':
+	case strings.HasPrefix(w, "N"), strings.HasPrefix(w, "n"): // the kernel ignores what follows
+	case strings.HasPrefix(w, "P"), strings.HasPrefix(w, "p"):
 		p.persistent = true
-		if len(w) > 1 {
+		if len(w) > 1 { // only the first letter of the options counts
 			if w[1] != 'O' && w[1] != 'o' {
-				return a.Bad(want)
+				return a.Bad(wantStore)
 			}
 			p.overflow = true
 		}
 	default:
-		return a.Bad(want)
+		return a.Bad(wantStore)
 	}
 	n, err := a.Number("a chunk size in sectors", math.MaxUint32)
 	if err != nil {
@@ -112,12 +139,12 @@ func (p *params) parseStore(words []string, blocks [2]int) error {
 	p.chunk = blockdev.Sector(n)
 	if n == 0 {
 		if !p.persistent {
-			return a.Bad("a chunk size, which the store N has no default for")
+			return a.Bad("a chunk size: the store N has no default")
 		}
 		return nil
 	}
 	if err := checkChunk(n, blocks); err != nil {
-		return a.Bad(err.Error())
+		return a.Bad(fmt.Sprintf("a chunk size (%v)", err))
 	}
 	return nil
 }
@@ -146,19 +173,6 @@ func (p params) store() string {
 	return "P"
 }
 
-// String prints the arguments with the chunk size as given: the inverse of
-// parsing.
-func (p params) String() string { return p.line(p.origin, p.cow, p.chunk) }
-
-// line prints the table line with the names of the devices and the chunk size
-// in use.
-func (p params) line(origin, cow string, chunk blockdev.Sector) string {
-	s := fmt.Sprintf("%s %s %s %d", origin, cow, p.store(), uint64(chunk))
-	switch {
-	case p.discardZeroes && p.discardPassdown:
-		s += " 2 discard_zeroes_cow discard_passdown_origin"
-	case p.discardZeroes:
-		s += " 1 discard_zeroes_cow"
-	}
-	return s
-}
+// String prints the arguments with the devices and the chunk size as given:
+// the inverse of parsing.
+func (p params) String() string { return p.line(target.Quote(p.origin), target.Quote(p.cow), p.chunk) }

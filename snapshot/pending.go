@@ -2,7 +2,11 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // maxPending is the number of chunks that may be in the making in one snapshot
@@ -12,11 +16,13 @@ const maxPending = 2048
 // unit is a set of exceptions that one request allotted together: it fills
 // their chunks, and they are committed together.
 type unit struct {
-	es    []exception // ascending by old chunk
-	ready bool        // filled or failed; guarded by mu of the snapshot
-	err   error       // valid when done is closed
+	es []exception // ascending by old chunk
 
-	done chan struct{} // closed when completed or failed
+	ready bool  // filled or given up; guarded by mu of the snapshot
+	gone  error // why it is given up; guarded by mu of the snapshot
+	err   error // valid when done is closed
+
+	done chan struct{} // closed when completed, failed or given up
 	lead chan struct{} // tells the owner, who waits, to commit; capacity 1
 }
 
@@ -25,16 +31,20 @@ type unit struct {
 // others to wait for. full is the error when the COW device had no room for all
 // of them; own then has those before.
 func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit, full error) {
+	size := s.cow.Size() // afresh each time: the device may have grown
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	size := s.cow.Size()
 	for at := first; at <= last; {
 		_, n, ok := c.table.find(at)
 		end := last + 1
 		if n < uint64(end-at) {
 			end = at + Chunk(n)
 		}
-		for ; !ok && at < end; at++ {
+		if ok {
+			at = end
+			continue
+		}
+		for ; at < end; at++ {
 			if u := s.pending[at]; u != nil {
 				if len(others) == 0 || others[len(others)-1] != u {
 					others = append(others, u)
@@ -43,8 +53,7 @@ func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit,
 			}
 			to, err := c.store.prepare(size)
 			if err != nil {
-				full = err
-				break
+				return own, others, err
 			}
 			if own == nil {
 				own = &unit{done: make(chan struct{}), lead: make(chan struct{}, 1)}
@@ -53,24 +62,23 @@ func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit,
 			own.es = append(own.es, exception{at, to})
 			s.pending[at] = own
 		}
-		if full != nil {
-			break
-		}
-		at = end
 	}
-	return own, others, full
+	return own, others, nil
 }
 
-// finish says that the chunks of u are filled, or that they could not be, and
+// finish says that the chunks of u are filled, or why they could not be, and
 // returns when its exceptions are durable, with those allotted before them
 // (rule 1). Requests that finish together share the barriers: one of them
 // commits for all.
+//
+// A copy that failed makes the snapshot invalid; one that was broken off, as
+// its device stopped waiting, only gives its chunks up.
 func (s *snapshot) finish(c *core, u *unit, err error) error {
-	if err != nil {
+	if err != nil && !brokenOff(err) {
 		s.invalidate(err)
 	}
 	s.mu.Lock()
-	u.ready = true
+	u.ready, u.gone = true, err
 	if s.leading {
 		s.mu.Unlock()
 		select {
@@ -82,70 +90,123 @@ func (s *snapshot) finish(c *core, u *unit, err error) error {
 		s.leading = true
 		s.mu.Unlock()
 	}
-	s.commitReady(c, u)
+	s.lead(c, u)
 	<-u.done
 	return u.err
 }
 
-// commitReady commits what is ready at the head of the queue until nothing is
-// or until u, the leader's own, is done and the next can lead.
-func (s *snapshot) commitReady(c *core, u *unit) {
+// brokenOff tells errors of a wait that somebody gave up from errors of a
+// device.
+func brokenOff(err error) bool {
+	return errors.Is(err, blockdev.ErrInterrupted) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// leadFor is how long a leader goes on after its own unit is done, before it
+// hands over to a request that sleeps.
+const leadFor = 50 * time.Microsecond
+
+// lead commits what is ready at the head of the queue until nothing is, or
+// until u, the leader's own unit, is done and another can lead.
+func (s *snapshot) lead(c *core, u *unit) {
+	var until time.Time
 	for {
 		s.mu.Lock()
-		n := 0
-		for n < len(s.queue) && s.queue[n].ready {
-			n++
-		}
-		if n == 0 {
+		batch := s.readyLocked()
+		if len(batch) == 0 {
 			s.leading = false
 			s.mu.Unlock()
 			return
 		}
-		batch := s.queue[:n:n]
-		select {
-		case <-u.done:
+		if until.IsZero() {
+			select {
+			case <-u.done:
+				until = time.Now().Add(leadFor)
+			default:
+			}
+		} else if time.Now().After(until) {
 			batch[0].lead <- struct{}{}
 			s.mu.Unlock()
 			return
-		default:
 		}
 		s.mu.Unlock()
-		s.commitBatch(c, batch)
+		s.commit(c, batch)
 	}
 }
 
-// commitBatch commits units at the head of the queue.
-func (s *snapshot) commitBatch(c *core, batch []*unit) {
+// readyLocked is the run of ready units at the head of the queue: the order of
+// the log is the order of allotment.
+func (s *snapshot) readyLocked() []*unit {
+	n := 0
+	for n < len(s.queue) && s.queue[n].ready {
+		n++
+	}
+	return s.queue[:n:n]
+}
+
+// commit commits the units at the head of the queue. Only the leader calls it.
+func (s *snapshot) commit(c *core, batch []*unit) {
 	var es []exception
-	if len(batch) == 1 {
-		es = batch[0].es
-	} else {
-		for _, u := range batch {
+	for _, u := range batch {
+		switch {
+		case u.gone != nil:
+		case es == nil:
+			es = u.es[:len(u.es):len(u.es)]
+		default:
 			es = append(es, u.es...)
 		}
 	}
-	err := error(errInvalid)
-	if !s.health.settled() {
-		if err = c.store.commit(s.cow, es); err != nil {
-			s.invalidate(fmt.Errorf("writing exceptions: %w", err))
-		} else if s.health.settled() {
-			err = errInvalid // a copy failed meanwhile: nothing counts any more
-		}
-	}
+	done, err := s.record(c, es)
+
 	s.mu.Lock()
-	if err == nil {
-		c.table.insert(es)
-	}
+	c.table.insert(es[:done])
 	for _, u := range batch {
-		for _, e := range u.es {
-			delete(s.pending, e.old)
-		}
-		u.err = err
-		close(u.done)
+		s.endLocked(c, u, &done, err)
 	}
 	s.queue = s.queue[len(batch):]
 	s.wakeLocked()
 	s.mu.Unlock()
+}
+
+// endLocked ends one unit of a batch. done is the number of exceptions of this
+// unit and those behind it that were recorded.
+func (s *snapshot) endLocked(c *core, u *unit, done *int, err error) {
+	for _, e := range u.es {
+		delete(s.pending, e.old)
+	}
+	n := 0 // recorded exceptions of u
+	switch {
+	case u.gone == nil:
+		n = min(len(u.es), *done)
+		*done -= n
+		if n < len(u.es) {
+			u.err = err
+		}
+	case s.health.invalid.Load():
+		u.err = ErrInvalidSnapshot
+	default:
+		u.err = u.gone
+	}
+	c.store.forget(len(u.es) - n)
+	close(u.done)
+}
+
+// record writes the exceptions to the store. Nothing counts any more when the
+// snapshot has become invalid.
+func (s *snapshot) record(c *core, es []exception) (done int, err error) {
+	if s.health.settled() {
+		return 0, ErrInvalidSnapshot
+	}
+	if len(es) == 0 {
+		return 0, nil
+	}
+	done, err = c.store.commit(s.cow, es)
+	if err != nil && !brokenOff(err) {
+		s.invalidate(fmt.Errorf("writing exceptions: %w", err))
+	}
+	if s.health.settled() {
+		return 0, ErrInvalidSnapshot // nothing counts, also when a copy failed meanwhile
+	}
+	return done, err
 }
 
 // wakeLocked tells those who wait for room or for the end.

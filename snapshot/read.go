@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+
+	"github.com/dmfuse/dmfuse/target"
 )
 
 // Read takes each run of chunks from where it is: the COW device for those with
@@ -13,27 +15,27 @@ import (
 // was read is still the data of the snapshot; and where an exception has
 // appeared, the COW device has that data. So no origin write overtakes a read,
 // and no read delays an origin write (rule 5).
-func (s *snapshot) Read(_ context.Context, p []byte, off int64) error {
+func (s *snapshot) Read(ctx context.Context, p []byte, off int64) error {
 	c := s.core.Load()
 	if c == nil || s.health.invalid.Load() {
-		return errInvalid
+		return ErrInvalidSnapshot
 	}
 	for len(p) > 0 {
 		gen := c.table.gen.Load()
-		to, n, ok := c.find(off, int64(len(p)))
+		at, n, ok := c.find(off, int64(len(p)))
 		if ok {
-			if err := readAll(s.cow, p[:n], to); err != nil {
+			if err := target.ReadLower(ctx, s.cow, p[:n], at); err != nil {
 				return err
 			}
 		} else {
-			if err := readAll(s.source, p[:n], off); err != nil {
+			if err := target.ReadLower(ctx, s.source, p[:n], off); err != nil {
 				return err
 			}
 			if c.table.gen.Load() != gen && c.touched(off, n) {
 				continue
 			}
 			if s.health.invalid.Load() {
-				return errInvalid
+				return ErrInvalidSnapshot // an origin write may have gone on without a copy
 			}
 		}
 		p, off = p[n:], off+n
@@ -47,29 +49,29 @@ func (s *snapshot) Read(_ context.Context, p []byte, off int64) error {
 func (c *core) find(off, most int64) (at, n int64, ok bool) {
 	chunk, in := c.chunkOf(off), off&(c.bytes()-1)
 	to, run, ok := c.table.find(chunk)
-	for ok && c.span(run)-in < most {
+	if !ok {
+		return 0, min(most, c.span(run)-in), false
+	}
+	for c.span(run)-in < most {
 		next, more, there := c.table.find(chunk + Chunk(run))
 		if !there || next != to+Chunk(run) {
 			break
 		}
 		run += more
 	}
-	n = min(most, c.span(run)-in)
-	if ok {
-		at = c.offset(to) + in
-		if to >= maxNew>>1 || at < 0 {
-			at = beyond
-		}
+	if uint64(to) >= uint64(beyond)>>c.shift {
+		return beyond, min(most, c.bytes()-in), true
 	}
-	return at, n, ok
+	return c.offset(to) + in, min(most, c.span(run)-in), true
 }
 
-// beyond is an offset that no device reaches.
+// beyond is an offset that no device reaches: where an exception of a damaged
+// store points.
 const beyond = 1 << 62
 
 // span is n chunks in bytes, as far as an offset reaches.
 func (l layout) span(n uint64) int64 {
-	if n >= 1<<(62-l.shift) {
+	if n >= beyond>>l.shift {
 		return beyond
 	}
 	return int64(n) << l.shift
@@ -79,4 +81,16 @@ func (l layout) span(n uint64) int64 {
 func (c *core) touched(off, n int64) bool {
 	_, free, ok := c.find(off, n)
 	return ok || free < n
+}
+
+// mapped tells whether every chunk of the n bytes at off has an exception.
+func (c *core) mapped(off, n int64) bool {
+	for at, last := c.chunkOf(off), c.chunkOf(off+n-1); at <= last; {
+		_, run, ok := c.table.find(at)
+		if !ok {
+			return false
+		}
+		at += Chunk(run)
+	}
+	return true
 }

@@ -7,17 +7,20 @@ import (
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
-	"github.com/dmfuse/dmfuse/kcopyd"
 	"github.com/dmfuse/dmfuse/target"
+	"github.com/sirupsen/logrus"
 )
 
 var (
-	_ target.Target      = (*snapshot)(nil)
-	_ target.Suspender   = (*snapshot)(nil)
-	_ target.Discarder   = (*snapshot)(nil)
-	_ target.Zeroer      = (*snapshot)(nil)
-	_ target.Extenter    = (*snapshot)(nil)
-	_ target.BaseWatcher = (*snapshot)(nil)
+	_ target.Target        = (*snapshot)(nil)
+	_ target.Suspender     = (*snapshot)(nil)
+	_ target.Discarder     = (*snapshot)(nil)
+	_ target.Zeroer        = (*snapshot)(nil)
+	_ target.Extenter      = (*snapshot)(nil)
+	_ target.Messager      = (*snapshot)(nil)
+	_ target.BaseWatcher   = (*snapshot)(nil)
+	_ target.DeviceFlusher = (*snapshot)(nil)
+	_ UsageReporter        = (*snapshot)(nil)
 )
 
 // snapshot is the target snapshot: the origin as it was, plus what was written
@@ -26,29 +29,26 @@ type snapshot struct {
 	group  *Group
 	env    *target.Env
 	params params
-	source target.Lower // the origin device, opened read-only
-	cow    target.Lower
+	source target.Lower // the origin device
+	cow    target.Lower // nil: it could not be opened after a restart
 	o      *origin
 
-	// core is nil while the target waits for a handover.
-	core atomic.Pointer[core]
-
+	// core is nil while the target waits for a handover, after it has handed
+	// over, and when the store could not be read after a restart.
+	core   atomic.Pointer[core]
 	health health
+	copier copier
 
-	active atomic.Bool // resumed once: origin writes make copies
+	active    atomic.Bool // resumed once: origin writes make copies
+	suspended bool        // between Postsuspend and Resume; guarded by o.mu
 
-	mu sync.Mutex
-	// pending has the chunks whose exception is allotted and not completed.
-	pending map[Chunk]*unit // guarded by mu
+	mu      sync.Mutex
+	pending map[Chunk]*unit // chunks allotted and not completed; guarded by mu
 	queue   []*unit         // units in order of allotment; guarded by mu
 	leading bool            // somebody commits; guarded by mu
 	users   int             // origin writes that look at this snapshot; guarded by mu
 	room    chan struct{}   // closed when pending falls to the limit; guarded by mu
 	idle    chan struct{}   // closed when queue and users are empty; guarded by mu
-
-	suspended bool // between Postsuspend and Resume; guarded by o.mu
-
-	copier copier
 }
 
 // core is what makes up a snapshot apart from its devices: a handover passes
@@ -59,8 +59,10 @@ type core struct {
 	table *exceptions
 }
 
+// newSnapshot makes the target in the kernel's order of steps (kernel:
+// snapshot_ctr): words, devices, store and chunk size, registration, metadata.
 func (g *Group) newSnapshot(env *target.Env, args []string) (target.Target, error) {
-	p, err := parseParams(args)
+	p, err := parseParams(args, env.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -68,31 +70,29 @@ func (g *Group) newSnapshot(env *target.Env, args []string) (target.Target, erro
 	if err != nil {
 		return nil, err
 	}
-	cow, err := openCOW(env, p.cow)
-	if err != nil {
-		return nil, err
+	cow, lost := openCOW(env, p)
+	if lost != nil {
+		if !env.Restoring {
+			return nil, lost
+		}
+		cow = nil
 	}
-	if cow.ID() == source.ID() {
+	if cow != nil && cow.ID() == source.ID() {
 		return nil, &target.ArgError{Index: 2, Text: p.cow, Want: "a COW device that is not the origin"}
 	}
-	if err := p.parseStore(args, [2]int{blockdev.BlockSize(source), blockdev.BlockSize(cow)}); err != nil {
+	s := &snapshot{group: g, env: env, params: p, source: source, cow: cow, pending: make(map[Chunk]*unit)}
+	if err := s.params.parseStore(args, s.blocks()); err != nil {
 		return nil, err
 	}
-	// The mapper checks this too, but only when a new store has been written
-	// (promise 7).
-	if size := blockdev.SectorsIn(source.Size()); size < env.Length {
-		return nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", env.Length, size)}
-	}
-	s := &snapshot{group: g, env: env, params: p, source: source, cow: cow, pending: make(map[Chunk]*unit)}
 	s.copier = copier{o: g.o}
 	s.o = g.hold(source.ID())
 	waits, err := s.register()
 	if err == nil && !waits {
-		err = s.open()
+		err = s.open(lost)
 	}
 	if err != nil {
-		s.o.remove(s)
-		s.o.release()
+		s.unregister()
+		_ = s.o.release()
 		return nil, err
 	}
 	return s, nil
@@ -108,39 +108,70 @@ func (p params) originMode(env *target.Env) target.Mode {
 
 // openCOW opens the COW device for writing, also for a read-only table: origin
 // writes copy to it all the same. One that cannot be written is opened
-// read-only for such a table.
-func openCOW(env *target.Env, name string) (target.Lower, error) {
-	cow, err := env.Open(name, target.ReadWrite)
+// read-only for such a table, and one with a damaged store always is.
+func openCOW(env *target.Env, p params) (target.Lower, error) {
+	if p.damaged {
+		return env.Open(p.cow, target.ReadOnly)
+	}
+	cow, err := env.Open(p.cow, target.ReadWrite)
 	if err != nil && env.ReadOnly {
 		if k := blockdev.Kind(err); k == blockdev.ErrReadOnly || k == blockdev.ErrPermission {
-			return env.Open(name, target.ReadOnly)
+			return env.Open(p.cow, target.ReadOnly)
 		}
 	}
 	return cow, err
 }
 
-// open reads or creates the store.
-func (s *snapshot) open() error {
-	t := &exceptions{}
-	var st store
-	if s.params.persistent {
-		check := func(n uint64) error {
-			return checkChunk(n, [2]int{blockdev.BlockSize(s.source), blockdev.BlockSize(s.cow)})
-		}
-		p, usable, err := openPersistent(s.cow, s.params.chunk, check, t, s.group.o.Hooks)
-		if err != nil {
-			return fmt.Errorf("COW device %s: %w", s.cow.Name(), err)
-		}
-		if !usable {
-			s.health.setInvalid()
-		}
-		st = p
-	} else {
-		st = &transient{layout: newLayout(s.params.chunk)}
+// blocks are the logical block sizes of origin and COW device in bytes.
+func (s *snapshot) blocks() [2]int {
+	b := [2]int{blockdev.BlockSize(s.source), blockdev.SectorSize}
+	if s.cow != nil {
+		b[1] = blockdev.BlockSize(s.cow)
 	}
-	s.core.Store(&core{layout: st.geometry(), store: st, table: t})
+	return b
+}
+
+// open reads or creates the store.
+func (s *snapshot) open(lost error) (err error) {
+	switch {
+	case s.params.damaged:
+		err = s.openSalvage()
+	case s.env.Restoring:
+		s.restore(lost)
+	case s.params.persistent:
+		err = s.openStore(true)
+	default:
+		s.setCore(&transient{layout: newLayout(s.params.chunk)}, &exceptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("COW device %s: %w", s.cow.Name(), err)
+	}
 	s.o.resort()
 	return nil
+}
+
+// openStore reads the persistent store; with create set, a blank device gets
+// one.
+func (s *snapshot) openStore(create bool) error {
+	t := &exceptions{}
+	check := func(n uint64) error { return checkChunk(n, s.blocks()) }
+	st, usable, err := openPersistent(s.cow, loading{want: s.params.chunk, check: check, create: create, hooks: s.group.o.Hooks}, t)
+	if err != nil {
+		return err
+	}
+	if given := s.params.chunk; given != 0 && given != st.chunk {
+		s.log().Warnf("the store has chunks of %d sectors, not of %d as the table says", uint64(st.chunk), uint64(given))
+	}
+	if !usable {
+		s.health.setInvalid()
+		s.log().Warn("the store is marked invalid")
+	}
+	s.setCore(st, t)
+	return nil
+}
+
+func (s *snapshot) setCore(st store, t *exceptions) {
+	s.core.Store(&core{layout: st.geometry(), store: st, table: t})
 }
 
 // chunkSize is the chunk size in use, 0 while waiting for a handover.
@@ -155,18 +186,45 @@ func (s *snapshot) chunkSize() blockdev.Sector {
 func (s *snapshot) size() int64 { return s.env.Length.Bytes() }
 
 // sourceSize is the end of the origin device in bytes, in whole sectors.
-func (s *snapshot) sourceSize() int64 { return blockdev.SectorsIn(s.source.Size()).Bytes() }
+func (s *snapshot) sourceSize() int64 { return roundDown(s.source.Size()) }
+
+// log is the log of the table, nowhere if it has none.
+func (s *snapshot) log() logrus.FieldLogger {
+	if s.env.Log != nil {
+		return s.env.Log
+	}
+	if s.group.o.Log != nil {
+		return s.group.o.Log
+	}
+	l := logrus.New()
+	l.SetLevel(logrus.PanicLevel)
+	return l
+}
 
 // Flush flushes the COW device, also that of an invalid snapshot. Exceptions
 // need no more: they were durable before the write was answered (rule 3).
-func (s *snapshot) Flush(context.Context) error { return s.cow.Flush() }
+func (s *snapshot) Flush(ctx context.Context) error {
+	if s.cow == nil {
+		return ErrInvalidSnapshot
+	}
+	return target.FlushLower(ctx, s.cow)
+}
+
+// FlushDevices says that Flush is no more than that.
+func (s *snapshot) FlushDevices() []target.Lower {
+	if s.cow == nil {
+		return nil
+	}
+	return []target.Lower{s.cow}
+}
 
 // Devices lists the origin, as far as the snapshot reaches, and the whole COW.
 func (s *snapshot) Devices() []target.DeviceUse {
-	return []target.DeviceUse{
-		{Lower: s.source, Area: blockdev.Range{Count: s.env.Length}},
-		{Lower: s.cow, Area: blockdev.Range{Count: blockdev.SectorsIn(s.cow.Size())}},
+	list := []target.DeviceUse{{Lower: s.source, Area: blockdev.Range{Count: s.env.Length}}}
+	if s.cow != nil {
+		list = append(list, target.DeviceUse{Lower: s.cow, Area: blockdev.Range{Count: blockdev.SectorsIn(s.cow.Size())}})
 	}
+	return list
 }
 
 // Close leaves the group, waits for the copies that origin writes have begun,
@@ -174,14 +232,9 @@ func (s *snapshot) Devices() []target.DeviceUse {
 func (s *snapshot) Close() error {
 	s.unregister()
 	s.waitIdle()
-	s.o.release()
-	return s.copier.close()
-}
-
-// copier moves chunks from the origin to COW devices.
-type copier struct {
-	o    Options
-	mu   sync.Mutex
-	done bool
-	kc   *kcopyd.Client // guarded by mu; made at first need
+	err := s.copier.close()
+	if rerr := s.o.release(); err == nil {
+		err = rerr
+	}
+	return err
 }

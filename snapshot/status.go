@@ -12,20 +12,46 @@ import (
 // too; or the table line with the chunk size in use.
 func (s *snapshot) Status(form target.StatusForm) string {
 	if form == target.StatusTable {
-		return s.params.line(s.source.Name(), s.cow.Name(), s.chunkSize())
+		return s.tableLine()
 	}
-	switch c := s.core.Load(); {
-	case s.health.invalid.Load():
+	if s.health.invalid.Load() {
 		return "Invalid"
-	case s.health.overflowed.Load():
-		return "Overflow"
-	case c == nil:
-		return "Unknown"
-	default:
-		s.mu.Lock()
-		all, meta := c.store.used()
-		s.mu.Unlock()
-		chunk := uint64(c.chunk)
-		return fmt.Sprintf("%d/%d %d", all*chunk, uint64(blockdev.SectorsIn(s.cow.Size())), meta*chunk)
 	}
+	if s.health.overflowed.Load() {
+		return "Overflow"
+	}
+	u := s.Usage()
+	return fmt.Sprintf("%d/%d %d", uint64(u.Allocated), uint64(u.Total), uint64(u.Metadata))
+}
+
+// tableLine prints the chunk size of the store, 0 while waiting for a handover
+// and afterwards; that of the table when there is no store.
+func (s *snapshot) tableLine() string {
+	chunk := s.chunkSize()
+	cow := target.Quote(s.params.cow)
+	if s.cow != nil {
+		cow = target.DeviceWord(s.cow)
+	}
+	if s.core.Load() == nil && s.env.Restoring {
+		chunk = s.params.chunk
+	}
+	return s.params.line(target.DeviceWord(s.source), cow, chunk)
+}
+
+// line prints the arguments with the names of the devices and the chunk size
+// in use.
+func (p params) line(origin, cow string, chunk blockdev.Sector) string {
+	s := fmt.Sprintf("%s %s %s %d", origin, cow, p.store(), uint64(chunk))
+	var features string
+	n := 0
+	for _, f := range p.features() {
+		if f.on {
+			n++
+			features += " " + f.name
+		}
+	}
+	if n == 0 {
+		return s
+	}
+	return fmt.Sprintf("%s %d%s", s, n, features)
 }

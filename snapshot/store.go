@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -11,9 +10,6 @@ import (
 // writer it is EIO, as from the kernel (dm-snap.c): the device that is written
 // to is not full.
 var ErrFull = fmt.Errorf("%w: no space on the COW device", blockdev.ErrIO)
-
-// errNoMetadata is what a store without metadata on disk answers.
-var errNoMetadata = errors.New("store keeps nothing on disk")
 
 // store allots the chunks of a COW device and keeps the list of exceptions: in
 // memory only (transient) or on the COW device (persistent).
@@ -26,11 +22,17 @@ type store interface {
 	// the snapshot: the order of the calls is the order of the log.
 	prepare(size int64) (Chunk, error)
 
+	// forget takes back n chunks that were allotted and will never be
+	// committed. They stay unused. The caller holds mu of the snapshot.
+	forget(n int)
+
 	// commit records exceptions, in the order in which their chunks were
 	// allotted. When it returns they are durable, and so is everything that
 	// was written to the COW device before the call. One call at a time, no
-	// lock held. After an error the store must not be used any more.
-	commit(cow blockdev.Device, es []exception) error
+	// lock held. After an error of the device the store must not be used any
+	// more; after a wait that was given up it may, and the first done of es
+	// are recorded.
+	commit(cow blockdev.Device, es []exception) (done int, err error)
 
 	// invalidate makes the store invalid for ever, durably.
 	invalidate(cow blockdev.Device) error
@@ -39,6 +41,6 @@ type store interface {
 	// that are metadata. The caller holds mu of the snapshot.
 	used() (all, metadata uint64)
 
-	// layout is the geometry of the store.
+	// geometry is the layout that follows from the chunk size.
 	geometry() layout
 }

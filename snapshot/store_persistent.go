@@ -34,6 +34,7 @@ type persistent struct {
 	// block is known to be zero on disk. Behind it old data may stand: a store
 	// of the kernel that lost power has it after its terminator.
 	clean int64
+	buf   []byte // of writeEntries
 }
 
 // zeroAhead is the number of bytes cleaned at once behind the terminator.
@@ -65,6 +66,8 @@ func (s *persistent) prepare(size int64) (Chunk, error) {
 	s.nextFree = s.skipArea(c + 1)
 	return c, nil
 }
+
+func (s *persistent) forget(n int) { s.allotted -= uint64(n) }
 
 // area0 is the chunk of the area that holds entry number k.
 func (s *persistent) area0(k uint64) Chunk { return s.layout.area(k / s.perArea) }
@@ -113,26 +116,38 @@ func (s *persistent) writeHeader(cow blockdev.Device, valid uint32) error {
 func (s *persistent) invalidate(cow blockdev.Device) error { return s.writeHeader(cow, 0) }
 
 // commit is the commit point: rule 1 of the package.
-func (s *persistent) commit(cow blockdev.Device, es []exception) error {
-	for first := true; len(es) > 0; first = false {
+func (s *persistent) commit(cow blockdev.Device, es []exception) (done int, err error) {
+	for len(es) > 0 {
 		n := min(uint64(len(es)), s.perArea-s.committed)
-		full := s.committed+n == s.perArea
-		zeroed, err := s.zeroBehind(cow, n, full)
-		if err != nil {
+		if err := s.commitToArea(cow, es[:n], done == 0); err != nil {
+			// More entries may be on the disk than are counted here. If the
+			// store lives on, the next commit writes over them or zeroes them.
+			s.clean = 0
+			return done, err
+		}
+		es, done = es[n:], done+int(n)
+	}
+	return done, nil
+}
+
+// commitToArea commits exceptions that fit into the area. With data set there
+// may be data to be made durable before.
+func (s *persistent) commitToArea(cow blockdev.Device, es []exception, data bool) error {
+	full := s.committed+uint64(len(es)) == s.perArea
+	zeroed, err := s.zeroBehind(cow, uint64(len(es)), full)
+	if err != nil {
+		return err
+	}
+	if (data && !s.hooks.NoDataFlush) || (zeroed && !s.hooks.NoAreaFlush) {
+		if err := cow.Flush(); err != nil { // barrier: data and zeros before the exceptions
 			return err
 		}
-		if (first && !s.hooks.NoDataFlush) || (zeroed && !s.hooks.NoAreaFlush) {
-			if err := cow.Flush(); err != nil { // barrier: data and zeros before the exceptions
-				return err
-			}
-		}
-		if err := s.writeEntries(cow, es[:n]); err != nil { // barrier: exceptions before anybody is let through
-			return err
-		}
-		if full {
-			s.nextArea()
-		}
-		es = es[n:]
+	}
+	if err := s.writeEntries(cow, es); err != nil { // barrier: exceptions before anybody is let through
+		return err
+	}
+	if full {
+		s.nextArea()
 	}
 	return nil
 }
@@ -167,7 +182,7 @@ func (s *persistent) blockEnd(k uint64) int64 {
 func (s *persistent) writeEntries(cow blockdev.Device, es []exception) error {
 	start := int64(s.committed)*entrySize - int64(len(s.tail))
 	used := len(s.tail) + len(es)*entrySize
-	b := make([]byte, (int64(used)+s.unit-1)/s.unit*s.unit)
+	b := s.buffer((int64(used) + s.unit - 1) / s.unit * s.unit)
 	copy(b, s.tail)
 	for i, e := range es {
 		putEntry(b[len(s.tail)+i*entrySize:], e)
@@ -184,6 +199,17 @@ func (s *persistent) writeEntries(cow blockdev.Device, es []exception) error {
 	keep := int64(used) % s.unit
 	s.tail = append(s.tail[:0], b[int64(used)-keep:used]...)
 	return nil
+}
+
+// buffer is n zero bytes.
+func (s *persistent) buffer(n int64) []byte {
+	if int64(cap(s.buf)) < n {
+		s.buf = make([]byte, n)
+		return s.buf
+	}
+	b := s.buf[:n]
+	clear(b)
+	return b
 }
 
 // nextArea goes on to an area that was zeroed just now.

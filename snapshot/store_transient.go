@@ -20,7 +20,8 @@ func (t *transient) prepare(size int64) (Chunk, error) {
 	return t.next - 1, nil
 }
 
-func (t *transient) commit(blockdev.Device, []exception) error { return nil }
-func (t *transient) invalidate(blockdev.Device) error          { return nil }
-func (t *transient) used() (all, metadata uint64)              { return uint64(t.next), 0 }
-func (t *transient) geometry() layout                          { return t.layout }
+func (t *transient) forget(int)                                            {}
+func (t *transient) commit(_ blockdev.Device, es []exception) (int, error) { return len(es), nil }
+func (t *transient) invalidate(blockdev.Device) error                      { return nil }
+func (t *transient) used() (all, metadata uint64)                          { return uint64(t.next), 0 }
+func (t *transient) geometry() layout                                      { return t.layout }

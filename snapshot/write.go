@@ -16,60 +16,65 @@ type payload struct {
 // Write writes to the COW device. A chunk without an exception gets one, which
 // is durable when Write returns, with its data (rule 3).
 func (s *snapshot) Write(ctx context.Context, p []byte, off int64, fua bool) error {
-	return s.write(ctx, payload{p: p}, off, int64(len(p)), fua)
+	c, err := s.writable()
+	for err == nil && len(p) > 0 {
+		n := min(int64(len(p)), c.pieceEnd(off)-off)
+		err = s.write(ctx, c, payload{p: p[:n]}, off, n, fua)
+		p, off = p[n:], off+n
+	}
+	return err
 }
 
 // writable is the error of a write in the present state of the snapshot.
-func (s *snapshot) writable() error {
+func (s *snapshot) writable() (*core, error) {
+	c := s.core.Load()
 	switch {
-	case s.health.invalid.Load():
-		return errInvalid
+	case c == nil || s.health.invalid.Load():
+		return nil, ErrInvalidSnapshot
 	case s.health.overflowed.Load():
-		return errOverflow
+		return nil, ErrOverflow
 	case s.env.ReadOnly:
-		return blockdev.ErrReadOnly
+		return nil, blockdev.ErrReadOnly
 	}
-	return nil
+	return c, nil
 }
 
-func (s *snapshot) write(ctx context.Context, w payload, off, n int64, fua bool) error {
-	c := s.core.Load()
-	if c == nil {
-		return errInvalid
-	}
-	if err := s.writable(); err != nil || n == 0 {
-		return err
-	}
-	if _, run, ok := c.find(off, n); ok && run == n {
-		return s.writeMapped(c, w, off, n, nil, fua)
-	}
-	if err := s.waitRoom(ctx); err != nil {
-		return err
-	}
-	own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1))
-	if full != nil {
-		s.noSpace(full)
-	}
-	if own != nil {
-		if err := s.finish(c, own, s.fill(c, own, w, off, n)); err != nil {
+// write writes one piece.
+func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, fua bool) error {
+	for {
+		if c.mapped(off, n) {
+			return s.writeMapped(ctx, c, w, off, n, nil, fua)
+		}
+		if err := s.waitRoom(ctx); err != nil {
 			return err
 		}
-	}
-	if full != nil {
-		return full
-	}
-	if err := waitUnits(ctx, others); err != nil {
-		return err
-	}
-	if s.health.invalid.Load() {
-		return errInvalid
-	}
-	if fua && own != nil && !s.params.persistent {
-		if err := s.cow.Flush(); err != nil {
+		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1))
+		if full != nil {
+			s.noSpace(full)
+		}
+		if own != nil {
+			if err := s.finish(c, own, s.fill(c, own, w, off, n)); err != nil {
+				return err
+			}
+		}
+		if full != nil {
+			return ErrOverflow
+		}
+		if fua && own != nil && !s.params.persistent {
+			if err := s.cow.Flush(); err != nil {
+				return err
+			}
+		}
+		if err := waitUnits(ctx, others); err != nil {
 			return err
 		}
+		if s.health.invalid.Load() {
+			return ErrInvalidSnapshot
+		}
+		if c.mapped(off, n) { // else somebody gave up: once more
+			return s.writeMapped(ctx, c, w, off, n, own, fua)
+		}
 	}
-	return s.writeMapped(c, w, off, n, own, fua)
 }
 
 // noSpace is what a full COW device means to a write to the snapshot.
@@ -83,7 +88,7 @@ func (s *snapshot) noSpace(why error) {
 
 // writeMapped writes n bytes at off to chunks that have an exception, but for
 // those of own, which have their data already.
-func (s *snapshot) writeMapped(c *core, w payload, off, n int64, own *unit, fua bool) error {
+func (s *snapshot) writeMapped(ctx context.Context, c *core, w payload, off, n int64, own *unit, fua bool) error {
 	var es []exception
 	if own != nil {
 		es = own.es
@@ -102,9 +107,9 @@ func (s *snapshot) writeMapped(c *core, w payload, off, n int64, own *unit, fua 
 		}
 		at, m, ok := c.find(pos, end-pos)
 		if !ok {
-			return errInvalid
+			return ErrInvalidSnapshot
 		}
-		if err := w.write(s.cow, at, pos-off, m, fua); err != nil {
+		if err := w.write(ctx, s.cow, at, pos-off, m, fua); err != nil {
 			return err
 		}
 		pos += m
@@ -112,100 +117,32 @@ func (s *snapshot) writeMapped(c *core, w payload, off, n int64, own *unit, fua 
 	return nil
 }
 
-// fill gives the chunks of own their content: what the request writes, and
-// around it the data of the origin.
-func (s *snapshot) fill(c *core, own *unit, w payload, off, n int64) error {
-	for es := own.es; len(es) > 0; {
-		k := inRow(es)
-		if err := s.fillRun(c, es[0], k, w, off, n); err != nil {
-			return err
-		}
-		es = es[k:]
-	}
-	return nil
-}
-
-// inRow is the number of exceptions at the start of es that are consecutive on
-// both sides.
-func inRow(es []exception) int {
-	k := 1
-	for k < len(es) && es[k].old == es[0].old+Chunk(k) && es[k].new == es[0].new+Chunk(k) {
-		k++
-	}
-	return k
-}
-
-// fillRun fills k chunks in a row. The request covers [off, off+n); of the run
-// only its first chunk can reach before that and only its last one behind.
-func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64) error {
-	start, end := c.offset(e.old), c.offset(e.old+Chunk(k))
-	from, to := max(start, off), min(end, off+n)
-	end = min(end, s.sourceSize()) // the rest of a short last chunk keeps what it has
-	base := c.offset(e.new) - start
-	if start == from && to >= end {
-		return w.write(s.cow, base+from, from-off, to-from, false)
-	}
-	if w.p != nil && s.copier.small(end-start) {
-		return s.merge(w.p[from-off:to-off], start, end, from, base)
-	}
-	// The data around the request is copied by whole sectors; what the first
-	// and the last copy take too much is then written over.
-	head, tail := start, end
-	if start < from {
-		head = min(roundUp(from), end)
-	}
-	if to < end {
-		tail = roundDown(to)
-	}
-	if tail < head {
-		head, tail = end, end
-	}
-	if err := s.copier.copy(s.source, start, s.cow, base+start, head-start); err != nil {
-		return err
-	}
-	if err := s.copier.copy(s.source, tail, s.cow, base+tail, end-tail); err != nil {
-		return err
-	}
-	return w.write(s.cow, base+from, from-off, to-from, false)
-}
-
-// merge writes the bytes [start, end) of the snapshot to the COW device in one
-// piece: those of the origin with p at from.
-func (s *snapshot) merge(p []byte, start, end, from, base int64) error {
-	bp := inlineBufs.Get().(*[]byte)
-	defer inlineBufs.Put(bp)
-	b := (*bp)[:end-start]
-	to := from + int64(len(p))
-	if from > start {
-		if err := readAll(s.source, b[:from-start], start); err != nil {
-			return err
-		}
-	}
-	copy(b[from-start:], p)
-	if to < end {
-		if err := readAll(s.source, b[to-start:], to); err != nil {
-			return err
-		}
-	}
-	return writeAll(s.cow, b, base+start, false)
-}
-
 // write writes n bytes, from byte skip of the payload on, at byte at of d.
-func (w payload) write(d target.Lower, at, skip, n int64, fua bool) error {
+func (w payload) write(ctx context.Context, d target.Lower, at, skip, n int64, fua bool) error {
 	if n <= 0 {
 		return nil
 	}
 	if w.p != nil {
-		return writeAll(d, w.p[skip:skip+n], at, fua)
+		return within(d, at, n, target.WriteLower(ctx, d, w.p[skip:skip+n], at, fua))
 	}
-	if err := blockdev.Zero(d, at, n, w.unmap); err != nil {
+	if err := zeroLower(ctx, d, at, n, w.unmap); err != nil || !fua {
+		return within(d, at, n, err)
+	}
+	return target.FlushLower(ctx, d)
+}
+
+// zeroLower zeroes by the ability of d, or by writing.
+func zeroLower(ctx context.Context, d target.Lower, at, n int64, unmap bool) error {
+	err := target.ZeroLower(ctx, d, at, n, unmap)
+	if err == nil || blockdev.Kind(err) != blockdev.ErrUnsupported {
 		return err
 	}
-	if fua {
-		return d.Flush()
+	for n > 0 {
+		k := min(n, int64(len(zeros)))
+		if err := target.WriteLower(ctx, d, zeros[:k], at, false); err != nil {
+			return err
+		}
+		at, n = at+k, n-k
 	}
 	return nil
 }
-
-func roundUp(n int64) int64   { return (n + blockdev.SectorSize - 1) &^ (blockdev.SectorSize - 1) }
-func roundDown(n int64) int64 { return n &^ (blockdev.SectorSize - 1) }

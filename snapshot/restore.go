@@ -1,0 +1,92 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// restore brings a snapshot back after the daemon was started again (promise
+// 9). What cannot be brought back comes as an invalid snapshot, so that the
+// table is there and says so; the disk says so too before New returns, and with
+// it before the origin takes a write. lost is the error of opening the COW
+// device.
+func (s *snapshot) restore(lost error) {
+	switch err := s.tryRestore(lost); {
+	case err == nil:
+	case errors.Is(err, errMarked):
+		s.health.setInvalid()
+		s.markInvalid(err) // the header too, now that it can be reached
+	case !s.params.persistent:
+		s.health.setInvalid()
+		s.log().WithError(err).Warn("the snapshot comes back invalid")
+	default:
+		s.health.setInvalid()
+		s.log().WithError(err).Error("the snapshot comes back invalid")
+		s.markUnread(err)
+	}
+}
+
+// errMarked says that a sidecar calls the snapshot invalid.
+var errMarked = errors.New("the sidecar says that the snapshot is invalid")
+
+func (s *snapshot) tryRestore(lost error) error {
+	switch {
+	case lost != nil:
+		return lost
+	case !s.params.persistent:
+		return errors.New("a transient store does not outlive the daemon")
+	}
+	mark := s.sidecarMark()
+	if err := s.openStore(false); err != nil {
+		return err
+	}
+	return mark
+}
+
+// sidecarMark is errMarked, with the reason, if the sidecar says that the
+// snapshot is invalid. A sidecar that cannot be read says nothing.
+func (s *snapshot) sidecarMark() error {
+	file := s.cowFile()
+	if file == "" {
+		return nil
+	}
+	side, err := ReadSidecar(file)
+	switch {
+	case err != nil:
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.log().WithError(err).Warn("the sidecar cannot be read")
+		}
+		return nil
+	case side.Invalid != nil:
+		return fmt.Errorf("%w: %s", errMarked, side.Invalid.Reason)
+	}
+	return nil
+}
+
+// markUnread marks a store that could not be loaded: in its header if there is
+// one of ours, in the sidecar otherwise. A device without a store of ours is
+// not written to.
+func (s *snapshot) markUnread(why error) {
+	if s.cow != nil {
+		h, err := ReadHeader(s.cow)
+		if err == nil && h.Magic == magic {
+			if h.Valid == 0 || invalidateHeader(s.cow, h) == nil {
+				return
+			}
+		}
+	}
+	s.markSidecar(why)
+}
+
+// invalidateHeader marks a header invalid and keeps its other fields.
+func invalidateHeader(cow blockdev.Device, h Header) error {
+	h.Valid = 0
+	b := make([]byte, blockdev.SectorSize)
+	hb, _ := h.MarshalBinary()
+	copy(b, hb)
+	_, err := blockdev.WriteFUA(cow, b, 0)
+	return err
+}

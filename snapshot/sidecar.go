@@ -1,0 +1,173 @@
+package snapshot
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// SidecarSuffix is added to the path of a COW file to get that of its sidecar.
+const SidecarSuffix = ".dmfuse"
+
+// sidecarVersion is the version that this program writes and the newest it
+// reads.
+const sidecarVersion = 1
+
+// Sidecar is what dmfuse knows about a COW file and the kernel's format has no
+// place for. It stands beside the file and is never needed to read the data
+// (promise 6).
+type Sidecar struct {
+	Version int    `json:"version"`
+	Kind    string `json:"kind"` // "snapshot-store"
+
+	// Origin is the device that the store belongs to; nil: not known.
+	Origin *SidecarOrigin `json:"origin,omitempty"`
+	// ChunkSize is that of the store in sectors; 0: not known.
+	ChunkSize uint32 `json:"chunk_sectors,omitempty"`
+	// Created is when the store was made; nil: not known.
+	Created *time.Time `json:"created,omitempty"`
+	// CreatedByUs says that the file was made for this store: removing the
+	// snapshot may delete it.
+	CreatedByUs bool `json:"created_by_dmfuse,omitempty"`
+	// Policies are what table lines cannot say.
+	Policies map[string]string `json:"policies,omitempty"`
+	// Invalid is set when the snapshot became invalid and the store itself
+	// could not be marked.
+	Invalid *SidecarInvalid `json:"invalid,omitempty"`
+}
+
+// SidecarOrigin tells an origin device from others.
+type SidecarOrigin struct {
+	Path  string `json:"path"`
+	Dev   uint64 `json:"dev,omitempty"`   // st_dev of a regular file
+	Inode uint64 `json:"inode,omitempty"` // st_ino of a regular file
+	Rdev  uint64 `json:"rdev,omitempty"`  // st_rdev of a block device
+	Size  int64  `json:"size_bytes"`
+}
+
+// SidecarInvalid says why and when a snapshot became invalid.
+type SidecarInvalid struct {
+	Reason string    `json:"reason"`
+	Time   time.Time `json:"time"`
+}
+
+const sidecarKind = "snapshot-store"
+
+// SidecarPath is the path of the sidecar of a COW file.
+func SidecarPath(cow string) string { return cow + SidecarSuffix }
+
+// ReadSidecar reads the sidecar of a COW file. A missing one is
+// [fs.ErrNotExist]; one that is damaged, or of a newer version, is
+// [blockdev.ErrInvalid].
+func ReadSidecar(cow string) (Sidecar, error) {
+	var s Sidecar
+	path := SidecarPath(cow)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return Sidecar{}, fmt.Errorf("%w: sidecar %s: %v", blockdev.ErrInvalid, path, err)
+	}
+	switch {
+	case s.Kind != sidecarKind:
+		return Sidecar{}, fmt.Errorf("%w: sidecar %s is of kind %q, expected %q", blockdev.ErrInvalid, path, s.Kind, sidecarKind)
+	case s.Version < 1 || s.Version > sidecarVersion:
+		return Sidecar{}, fmt.Errorf("%w: sidecar %s has version %d, this program knows 1 to %d", blockdev.ErrInvalid, path, s.Version, sidecarVersion)
+	}
+	return s, nil
+}
+
+// WriteSidecar writes the sidecar of a COW file, durably and at once: after a
+// crash there is the old one or the new one. Version and kind are filled in.
+func WriteSidecar(cow string, s Sidecar) (err error) {
+	s.Version, s.Kind = sidecarVersion, sidecarKind
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := SidecarPath(cow)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// MarkSidecarInvalid notes in the sidecar of a COW file that its snapshot is
+// invalid, keeping what else it says. A sidecar is made where there is none; one
+// that cannot be read is replaced. The first reason stays.
+func MarkSidecarInvalid(cow, reason string, now time.Time) error {
+	s, err := ReadSidecar(cow)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && blockdev.Kind(err) != blockdev.ErrInvalid {
+		return err
+	}
+	if s.Invalid != nil {
+		return nil
+	}
+	s.Invalid = &SidecarInvalid{Reason: reason, Time: now.UTC().Truncate(time.Second)}
+	return WriteSidecar(cow, s)
+}
+
+// cowFile is the path of the COW device if that is a file, which alone has a
+// sidecar; empty otherwise.
+func (s *snapshot) cowFile() string {
+	name := s.params.cow
+	if s.cow != nil {
+		name = s.cow.Name()
+	}
+	if !strings.HasPrefix(name, "/") || strings.HasPrefix(name, "/dev/") {
+		return ""
+	}
+	return name
+}
+
+// markSidecar notes beside the COW file that the snapshot is invalid: for a
+// store whose header cannot be written any more.
+func (s *snapshot) markSidecar(why error) {
+	file := s.cowFile()
+	if file == "" {
+		s.log().Error("nothing on the disk says that the snapshot is invalid: do not use the COW device again")
+		return
+	}
+	if err := MarkSidecarInvalid(file, why.Error(), time.Now()); err != nil {
+		s.log().WithError(err).Error("the sidecar of the COW device cannot be marked invalid: do not use the COW device again")
+	}
+}

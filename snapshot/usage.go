@@ -1,0 +1,84 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// Usage is what a snapshot takes on its COW device and in memory. Sizes are in
+// sectors.
+type Usage struct {
+	State      string          `json:"state"` // "active", "invalid", "overflow"; "waiting" for a handover
+	Store      string          `json:"store"` // P, PO or N
+	Chunk      blockdev.Sector `json:"chunk_sectors"`
+	Total      blockdev.Sector `json:"total_sectors"`     // of the COW device
+	Allocated  blockdev.Sector `json:"allocated_sectors"` // with metadata, as in the status line
+	Metadata   blockdev.Sector `json:"metadata_sectors"`
+	Data       blockdev.Sector `json:"data_sectors"`   // Allocated less Metadata
+	Needed     blockdev.Sector `json:"needed_sectors"` // a COW device of this size can never overflow
+	Exceptions uint64          `json:"exceptions"`     // completed
+	Pending    int             `json:"pending"`        // in the making
+	Memory     int64           `json:"memory_bytes"`   // of the table of exceptions
+}
+
+// UsageReporter is a target that can tell its usage.
+type UsageReporter interface {
+	Usage() Usage
+}
+
+// Usage tells what the snapshot takes.
+func (s *snapshot) Usage() Usage {
+	u := Usage{State: "active", Store: s.params.store()}
+	if s.cow != nil {
+		u.Total = blockdev.SectorsIn(s.cow.Size())
+	}
+	c := s.core.Load()
+	switch {
+	case s.health.invalid.Load():
+		u.State = "invalid"
+	case s.health.overflowed.Load():
+		u.State = "overflow"
+	case c == nil:
+		u.State = "waiting"
+	}
+	if c == nil {
+		return u
+	}
+	s.mu.Lock()
+	all, meta := c.store.used()
+	u.Pending = len(s.pending)
+	s.mu.Unlock()
+	u.Chunk = c.chunk
+	u.Allocated = blockdev.Sector(all) * c.chunk
+	u.Metadata = blockdev.Sector(meta) * c.chunk
+	u.Data = u.Allocated - min(u.Allocated, u.Metadata)
+	u.Needed = NeededSize(s.env.Length, c.chunk, s.params.persistent)
+	u.Exceptions = c.table.chunks()
+	u.Memory = c.table.memory()
+	return u
+}
+
+// NeededSize is the size of a COW device, in sectors, with which a snapshot of
+// an origin can never overflow (kernel: lvm2 snapshot_manip.c). The chunk size
+// is a valid one.
+func NeededSize(origin, chunk blockdev.Sector, persistent bool) blockdev.Sector {
+	l := newLayout(chunk)
+	n := (uint64(origin) + uint64(chunk) - 1) / uint64(chunk)
+	if persistent {
+		n += 1 + n/l.perArea + 1
+	}
+	return blockdev.Sector(n) * chunk
+}
+
+// Message takes one word, "usage", and answers [Usage] as JSON. The kernel's
+// snapshots take no messages.
+func (s *snapshot) Message(_ context.Context, words []string) (string, error) {
+	if len(words) != 1 || words[0] != "usage" {
+		return "", fmt.Errorf("%w: a snapshot takes the message \"usage\" only", blockdev.ErrInvalid)
+	}
+	b, err := json.Marshal(s.Usage())
+	return string(b), err
+}

@@ -1,0 +1,68 @@
+package snapshot
+
+import (
+	"fmt"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// walk goes through a store that may be damaged and tells what it finds. Unlike
+// a load it goes on behind what it cannot read.
+type walk struct {
+	layout
+	dev blockdev.Device
+
+	entry      func(area, index uint64, e exception)
+	unreadable func(area uint64, c Chunk, off, n int64, err error)
+	garbage    func(area, index uint64) // data behind the terminator; may be nil
+}
+
+// walked is how far a walk came.
+type walked struct {
+	area      uint64 // the last one looked at
+	committed uint64 // index of the terminator in it, if ended
+	ended     bool   // the terminator was found
+}
+
+// run walks until the terminator or the end of the device.
+func (w *walk) run() walked {
+	buf := make([]byte, min(loadWindow, w.bytes()))
+	var at walked
+	for a := uint64(0); w.layout.area(a) < w.chunksIn(w.dev.Size()); a++ {
+		at.area = a
+		if at.committed, at.ended = w.area(a, buf); at.ended {
+			break
+		}
+	}
+	return at
+}
+
+// area goes through one area and tells where its terminator is.
+func (w *walk) area(a uint64, buf []byte) (index uint64, ended bool) {
+	c := w.layout.area(a)
+	for pos := int64(0); pos < w.bytes(); pos += int64(len(buf)) {
+		off := w.offset(c) + pos
+		if err := readFull(w.dev, buf, off); err != nil {
+			w.unreadable(a, c, off, int64(len(buf)), err)
+			index += uint64(len(buf) / entrySize)
+			continue
+		}
+		for i := 0; i < len(buf); i += entrySize {
+			e := getEntry(buf[i:])
+			if e.new == 0 {
+				if w.garbage != nil && !allZero(buf[i:]) {
+					w.garbage(a, index)
+				}
+				return index, true
+			}
+			w.entry(a, index, e)
+			index++
+		}
+	}
+	return index, false
+}
+
+// where names an entry.
+func where(area, index uint64) string {
+	return fmt.Sprintf("metadata area %d, entry %d", area, index)
+}
