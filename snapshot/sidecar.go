@@ -27,6 +27,14 @@ type Sidecar struct {
 	Version int    `json:"version"`
 	Kind    string `json:"kind"` // "snapshot-store"
 
+	// Name is that of the device when the store was made; empty: not known.
+	Name string `json:"name,omitempty"`
+	// Inode is st_ino of the COW file itself; 0: not known. Another number means
+	// that the sidecar was left beside another file.
+	Inode uint64 `json:"inode,omitempty"`
+	// Store is the word of the table line: P, PO or N; empty: not known.
+	Store string `json:"store,omitempty"`
+
 	// Origin is the device that the store belongs to; nil: not known.
 	Origin *SidecarOrigin `json:"origin,omitempty"`
 	// ChunkSize is that of the store in sectors; 0: not known.
@@ -36,6 +44,9 @@ type Sidecar struct {
 	// CreatedByUs says that the file was made for this store: removing the
 	// snapshot may delete it.
 	CreatedByUs bool `json:"created_by_dmfuse,omitempty"`
+	// Closed is set when the snapshot was removed and its COW kept; nil: it is
+	// open, or that is not known.
+	Closed *SidecarClosed `json:"closed,omitempty"`
 	// Policies are what table lines cannot say.
 	Policies map[string]string `json:"policies,omitempty"`
 	// Invalid is set when the snapshot became invalid and the store itself
@@ -50,6 +61,13 @@ type SidecarOrigin struct {
 	Inode uint64 `json:"inode,omitempty"` // st_ino of a regular file
 	Rdev  uint64 `json:"rdev,omitempty"`  // st_rdev of a block device
 	Size  int64  `json:"size_bytes"`
+}
+
+// SidecarClosed says how the origin was when the store was closed: what is
+// written to it afterwards shows through the store.
+type SidecarClosed struct {
+	Time        time.Time `json:"time"`
+	OriginMtime time.Time `json:"origin_mtime"` // of a regular file, else zero
 }
 
 // SidecarInvalid says why and when a snapshot became invalid.
