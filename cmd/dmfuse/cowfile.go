@@ -20,6 +20,7 @@ type cowFile struct {
 	chunk   int64 // bytes
 	store   string
 	wipe    bool // holds something that is to go (--force)
+	damaged bool // open what can be read of a damaged store
 	created bool // made by make
 
 	undos []func() error // what make and writeSidecar did, newest last

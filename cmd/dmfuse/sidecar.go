@@ -1,81 +1,27 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
+
+	"github.com/dmfuse/dmfuse/snapshot"
+	"golang.org/x/sys/unix"
 )
 
-// sidecar is what is kept beside a COW file, as FILE.dmfuse: what the kernel's
-// format has no room for. It is never needed to read the data.
-type sidecar struct {
-	Version        int           `json:"version"`
-	Kind           string        `json:"kind"` // "snapshot"
-	Name           string        `json:"name"` // of the device, when it was made
-	Origin         sidecarOrigin `json:"origin"`
-	ChunkSizeBytes int64         `json:"chunk_size_bytes"`
-	Store          string        `json:"store"`   // P, PO or N
-	Created        time.Time     `json:"created"` // when the snapshot was taken
-	// Inode of the COW file that snapshot create made; 0: it was there before.
-	// Only that file is deleted with the snapshot.
-	MadeInode uint64 `json:"made_inode,omitempty"`
-}
-
-// sidecarOrigin says which origin a store belongs to.
-type sidecarOrigin struct {
-	Path      string `json:"path"`
-	Inode     uint64 `json:"inode,omitempty"` // of a regular file
-	SizeBytes int64  `json:"size_bytes"`
-}
-
-const sidecarVersion = 1
-
-// sidecarPath is the sidecar of a file.
-func sidecarPath(file string) string { return file + ".dmfuse" }
-
-// readSidecar reads the sidecar of a COW file; false when there is none.
-func readSidecar(file string) (sidecar, bool, error) {
-	var s sidecar
-	b, err := os.ReadFile(sidecarPath(file))
-	if errors.Is(err, os.ErrNotExist) {
+// readSidecar reads the sidecar of a COW file; false when there is none, or
+// when it was left beside another file.
+func readSidecar(p place) (snapshot.Sidecar, bool, error) {
+	if p.device != nil || p.block {
+		return snapshot.Sidecar{}, false, nil
+	}
+	s, err := snapshot.ReadSidecar(p.path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return s, false, nil
 	}
-	if err != nil {
-		return s, false, err
-	}
-	if err := json.Unmarshal(b, &s); err != nil {
-		return s, false, fmt.Errorf("%s is damaged: %w", sidecarPath(file), err)
-	}
-	if s.Version != sidecarVersion {
-		return s, false, fmt.Errorf("%s has version %d; this dmfuse knows version %d", sidecarPath(file), s.Version, sidecarVersion)
-	}
-	return s, true, nil
-}
-
-// writeSidecarFile puts a sidecar in place: made, synced, renamed, and the
-// directory synced.
-func writeSidecarFile(file string, s sidecar) error {
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	path := sidecarPath(file)
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
+	return s, err == nil && (s.Inode == 0 || s.Inode == p.stat.Ino), err
 }
 
 // writeSidecar writes the sidecar of a new COW file. Devices have none.
@@ -83,47 +29,104 @@ func (c *cowFile) writeSidecar(b baseOf, name string) error {
 	if c.place.block || c.place.device != nil {
 		return nil
 	}
-	s := sidecar{
-		Version: sidecarVersion, Kind: "snapshot", Name: name, ChunkSizeBytes: c.chunk, Store: c.store, Created: time.Now().UTC(),
-		Origin: sidecarOrigin{Path: b.lower.path, SizeBytes: b.size},
+	cow, err := fileAt(c.path)
+	if err != nil {
+		return err
 	}
-	if b.lower.device == nil && !b.lower.block {
-		s.Origin.Inode = b.lower.stat.Ino
+	now := time.Now().UTC()
+	s := snapshot.Sidecar{
+		Name: name, Inode: cow.stat.Ino, Store: c.store, ChunkSize: uint32(c.chunk / 512), Created: &now, CreatedByUs: c.created,
+		Origin: &snapshot.SidecarOrigin{Path: b.lower.path, Size: b.size},
 	}
-	if c.created {
-		made, err := fileAt(c.path)
-		if err != nil {
-			return err
-		}
-		s.MadeInode = made.stat.Ino
+	switch o := s.Origin; {
+	case b.lower.device != nil:
+	case b.lower.block:
+		o.Rdev = b.lower.stat.Rdev
+	default:
+		o.Dev, o.Inode = b.lower.stat.Dev, b.lower.stat.Ino
 	}
-	path := sidecarPath(c.path)
+	path := snapshot.SidecarPath(c.path)
 	old, err := os.ReadFile(path)
 	if err == nil && !c.wipe {
 		c.undos = append(c.undos, func() error { return os.WriteFile(path, old, 0o600) })
 	} else {
 		c.undos = append(c.undos, func() error { return os.Remove(path) })
 	}
-	if err := writeSidecarFile(c.path, s); err != nil {
+	if err := snapshot.WriteSidecar(c.path, s); err != nil {
 		return fmt.Errorf("the sidecar of the COW cannot be written: %w", err)
 	}
 	return nil
 }
 
-// belongsTo says why a store with this sidecar does not belong to an origin;
-// empty when it does, as far as one can tell.
-func (s sidecar) belongsTo(b baseOf) string {
-	switch {
-	case s.Origin.SizeBytes != b.size:
-		return fmt.Sprintf("it was made for an origin of %d bytes (%s), but %s has %d", s.Origin.SizeBytes, s.Origin.Path, b.lower.path, b.size)
-	case b.lower.device != nil || b.lower.block || s.Origin.Inode == 0:
-		if s.Origin.Path != b.lower.path {
-			return fmt.Sprintf("it was made for the origin %s, not for %s", s.Origin.Path, b.lower.path)
+// sidecarProblems lists what the sidecar of a store says against opening it
+// with this origin.
+func sidecarProblems(p place, b baseOf) []string {
+	s, ok, err := readSidecar(p)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	if !ok {
+		return nil
+	}
+	var problems []string
+	if s.Invalid != nil {
+		problems = append(problems, fmt.Sprintf("the snapshot became invalid on %s: %s", s.Invalid.Time.Local().Format(time.DateTime), s.Invalid.Reason))
+	}
+	if s.Origin != nil {
+		if why := otherOrigin(*s.Origin, b); why != "" {
+			return append(problems, why)
 		}
-	case s.Origin.Inode != b.lower.stat.Ino && s.Origin.Path == b.lower.path:
-		return fmt.Sprintf("%s is another file than the one it was made for (inode %d then, %d now)", b.lower.path, s.Origin.Inode, b.lower.stat.Ino)
-	case s.Origin.Inode != b.lower.stat.Ino:
-		return fmt.Sprintf("it was made for the origin %s, not for %s", s.Origin.Path, b.lower.path)
+	}
+	if c := s.Closed; c != nil && b.lower.device == nil && !b.lower.block && !mtime(b.lower).Equal(c.OriginMtime) {
+		problems = append(problems, fmt.Sprintf("%s was written after the store was closed on %s: what was overwritten then is lost to this snapshot",
+			b.lower.path, c.Time.Local().Format(time.DateTime)))
+	}
+	return problems
+}
+
+// otherOrigin says why a store was not made for this origin; empty when it was,
+// as far as one can tell.
+func otherOrigin(o snapshot.SidecarOrigin, b baseOf) string {
+	other := fmt.Sprintf("it was made for the origin %s, not for %s", o.Path, b.lower.path)
+	switch file := b.lower.device == nil && !b.lower.block; {
+	case o.Size != b.size:
+		return fmt.Sprintf("it was made for an origin of %d bytes (%s), but %s has %d", o.Size, o.Path, b.lower.path, b.size)
+	case file && o.Inode != 0 && o.Inode != b.lower.stat.Ino && o.Path == b.lower.path:
+		return fmt.Sprintf("%s is another file than the one it was made for (inode %d then, %d now)", b.lower.path, o.Inode, b.lower.stat.Ino)
+	case file && o.Inode != 0 && o.Inode != b.lower.stat.Ino:
+		return other
+	case (!file || o.Inode == 0) && o.Path != b.lower.path:
+		return other
 	}
 	return ""
+}
+
+// markClosed notes that a store is closed and how its origin was then.
+func markClosed(p place, origin place) error {
+	s, ok, err := readSidecar(p)
+	if err != nil || !ok {
+		return err
+	}
+	s.Closed = &snapshot.SidecarClosed{Time: time.Now().UTC()}
+	if origin.device == nil && !origin.block {
+		if again, err := fileAt(origin.path); err == nil {
+			s.Closed.OriginMtime = mtime(again)
+		}
+	}
+	return snapshot.WriteSidecar(p.path, s)
+}
+
+// markOpen takes the note of markClosed away.
+func markOpen(p place) error {
+	s, ok, err := readSidecar(p)
+	if err != nil || !ok || s.Closed == nil {
+		return nil // one that cannot be read was reported before
+	}
+	s.Closed = nil
+	return snapshot.WriteSidecar(p.path, s)
+}
+
+// mtime is when a file was last written.
+func mtime(p place) time.Time {
+	return time.Unix(0, unix.TimespecToNsec(p.stat.Mtim)).UTC()
 }

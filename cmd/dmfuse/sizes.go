@@ -5,6 +5,9 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/snapshot"
 )
 
 // sizeUnits are the suffixes of a size on the command line, as bytes.
@@ -93,27 +96,14 @@ func checkChunkSize(chunk int64, blockSizes ...int) error {
 	return nil
 }
 
-// exceptionSize is the size in bytes of one entry of a metadata area (kernel:
-// dm-snap-persistent.c, struct disk_exception).
-const exceptionSize = 16
-
 // cowSizeFor is the size in bytes that a COW device needs so that a snapshot
-// of an origin of originSize bytes can never overflow (lvm2: the formula of
-// snapshot_manip.c): header, every chunk, and the metadata areas with one more
-// for the terminator. A transient store has no metadata.
+// of an origin of originSize bytes can never overflow.
 func cowSizeFor(originSize, chunk int64, transient bool) (int64, error) {
-	n := originSize / chunk
-	if originSize%chunk != 0 {
-		n++
-	}
-	if !transient {
-		perArea := chunk / exceptionSize
-		n += 1 + n/perArea + 1
-	}
-	if n > math.MaxInt64/chunk {
+	if originSize > math.MaxInt64/2 {
 		return 0, fmt.Errorf("an origin of %s is too large for a COW file that never overflows; give --cow-size", formatSize(originSize))
 	}
-	return n * chunk, nil
+	sectors := blockdev.SectorsIn(originSize + 511)
+	return snapshot.NeededSize(sectors, blockdev.SectorsIn(chunk), !transient).CheckedBytes()
 }
 
 // minCowChunks is the smallest persistent store that holds one changed chunk:

@@ -78,7 +78,7 @@ func TestCowSizeFor_HoldsEveryChunk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		perArea := chunk / exceptionSize
+		perArea := chunk / 16
 		next := int64(2)
 		for i := int64(0); i < (origin+chunk-1)/chunk; i++ {
 			next++

@@ -11,6 +11,7 @@ func newSnapshotCommand(a *app) *cobra.Command {
 	}
 	cmd.AddCommand(
 		newSnapshotCreateCommand(a),
+		newSnapshotOpenCommand(a),
 		newSnapshotLsCommand(a),
 		newSnapshotUsageCommand(a),
 		newSnapshotRmCommand(a),

@@ -258,6 +258,9 @@ func snapshotSteps(b baseOf, cow *cowFile, o createOptions) ([]control.Step, err
 		Length: uint64(b.size / 512), Type: "snapshot",
 		Args: []string{b.lower.path, cow.path, cow.store, fmt.Sprint(cow.chunk / 512)},
 	}
+	if cow.damaged {
+		line.Args = append(line.Args, "1", "damaged")
+	}
 	cowNow := cow.place
 	if !cow.exists { // it does now
 		var err error

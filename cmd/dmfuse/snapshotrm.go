@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/spf13/cobra"
 )
 
@@ -55,10 +56,25 @@ func (a *app) snapshotRm(ctx context.Context, name string, keep bool) error {
 			return fmt.Errorf("the snapshot %s is removed, but its COW is not deleted: %w", name, err)
 		}
 	}
+	if !answer.Deleted && !gone {
+		a.closeStore(s, m, p)
+	}
 	if a.json {
 		return a.printJSON(answer)
 	}
 	return nil
+}
+
+// closeStore notes beside a COW that is kept how its origin is now: what is
+// written to it from now on is not saved.
+func (a *app) closeStore(s *session, m mapped, cow place) {
+	origin, err := s.findWord(m.lines[0].Args[0])
+	if err == nil {
+		err = markClosed(cow, origin)
+	}
+	if err != nil && !isMissing(err) {
+		a.note("%s has no note of when it was closed: %v", cow.path, err)
+	}
 }
 
 // remove removes a device, and names who holds one that is busy.
@@ -94,16 +110,13 @@ func deleteCow(p place) (bool, error) {
 	if p.device != nil || p.block {
 		return false, nil
 	}
-	side, ok, err := readSidecar(p.path)
-	if err != nil {
+	side, ok, err := readSidecar(p)
+	if err != nil || !ok || !side.CreatedByUs {
 		return false, err
-	}
-	if !ok || side.MadeInode == 0 || side.MadeInode != p.stat.Ino {
-		return false, nil
 	}
 	// The file first: a sidecar without its file says nothing, a file without
 	// its sidecar would stay for ever.
-	err = errors.Join(os.Remove(p.path), os.Remove(sidecarPath(p.path)))
+	err = errors.Join(os.Remove(p.path), os.Remove(snapshot.SidecarPath(p.path)))
 	if err != nil {
 		return false, err
 	}
