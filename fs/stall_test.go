@@ -1,0 +1,105 @@
+package fs_test
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dmfuse/dmfuse/fs/fstest"
+)
+
+const queue = 128
+
+// A suspended device with 128 requests queued stalls no other device, neither
+// with calls that wait in their threads nor with asynchronous ones, of which
+// the kernel counts all devices of a mount together.
+func TestStall_SuspendedDeviceStallsNoOther(t *testing.T) {
+	for name, readers := range map[string][]string{
+		"threads": {"--ioengine=psync", "--thread", "--numjobs=128"},
+		"aio":     {"--ioengine=libaio", "--direct=1", "--iodepth=128"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			need(t, "fio")
+			stuck, free := fstest.NewMemory(1, "stuck", 16<<20), fstest.NewMemory(2, "free", 16<<20)
+			m := mount(t, stuck, free)
+			stuck.Suspend()
+			args := append([]string{"--name=j", "--filename=" + m.path("stuck"), "--rw=randwrite", "--bs=4k", "--size=16M",
+				"--number_ios=128", "--group_reporting", "--allow_file_create=0", "--fallocate=none"}, readers...)
+			fio := exec.Command("fio", args...)
+			var said strings.Builder
+			fio.Stdout, fio.Stderr = &said, &said
+			if err := fio.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- fio.Wait() }()
+			onHang(t, "fio", func() { _ = fio.Process.Kill() })
+			t.Cleanup(func() { stuck.Resume() })
+			awaitDevice(t, stuck, "128 requests wait", func() bool { return stuck.Waiting() >= queue })
+
+			begin := time.Now()
+			run(t, "dd", "if=/dev/zero", "of="+m.path("free"), "bs=1M", "count=16", "oflag=direct", "conv=notrunc,fsync")
+			run(t, "fio", "--name=o", "--filename="+m.path("free"), "--rw=randrw", "--bs=4k", "--size=16M", "--number_ios=2000",
+				"--ioengine=libaio", "--direct=1", "--iodepth=16", "--allow_file_create=0", "--fallocate=none")
+			run(t, "ls", "-l", m.Dir())
+			run(t, "cat", m.path(".dmfuse/stuck/status"))
+			t.Logf("the other device was served in %v", time.Since(begin))
+			if n := stuck.Waiting(); n < queue {
+				t.Errorf("only %d requests wait still", n)
+			}
+			stuck.Resume()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Errorf("fio: %v\n%s", err, said.String())
+				}
+			case <-time.After(waitLimit):
+				t.Fatal("fio does not end after resume")
+			}
+			awaitDevice(t, stuck, "nothing is open", func() bool { return stuck.Opens() == 0 && stuck.Waiting() == 0 })
+		})
+	}
+}
+
+// A client that is killed while it waits leaves nothing behind.
+func TestStall_KilledClientLeavesNothing(t *testing.T) {
+	dev := fstest.NewMemory(1, "vol", 1<<20)
+	m := mount(t, dev)
+	dev.Suspend()
+	var wg sync.WaitGroup
+	for range 8 {
+		p := start(t, nil, "read", m.path("vol"))
+		wg.Go(func() {
+			ok := t.Context()
+			if !dev.Await(ok, func() bool { return dev.Waiting() > 0 }) {
+				return
+			}
+			_ = p.Process.Kill()
+		})
+	}
+	wg.Wait()
+	awaitDevice(t, dev, "nothing is open and nothing waits", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+	dev.Resume()
+	run(t, "dd", "if="+m.path("vol"), "of=/dev/null", "bs=64k")
+}
+
+// An interrupt ends waiting.
+func TestStall_SignalEndsWaiting(t *testing.T) {
+	dev := fstest.NewMemory(1, "vol", 1<<20)
+	m := mount(t, dev)
+	dev.Suspend()
+	p := start(t, nil, "read", m.path("vol"))
+	awaitDevice(t, dev, "a read waits", func() bool { return dev.Waiting() == 1 })
+	if err := p.Process.Signal(os.Signal(unix.SIGURG)); err != nil { // which Go programs ignore
+		t.Fatal(err)
+	}
+	if said, err := p.end(); err == nil || !strings.Contains(said, unix.EINTR.Error()) {
+		t.Errorf("the client ended with %v: %s", err, said)
+	}
+	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+}
