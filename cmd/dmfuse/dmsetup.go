@@ -99,6 +99,13 @@ type said struct{ code int }
 
 func (said) Error() string { return "" }
 
+// wasSaid says whether the text of an error was printed already.
+func wasSaid(err error) bool {
+	var s said
+	var u *usageSaid
+	return errors.As(err, &s) || errors.As(err, &u)
+}
+
 // textError is an error in dmsetup's words that stands for both names.
 type textError struct {
 	code int
@@ -133,11 +140,12 @@ func failed(op string, key control.Key, err error) error {
 
 // say prints an error in the words of the name we go by.
 func (d *dm) say(err error) {
-	var s said
 	var t *textError
 	var o *opError
 	switch {
-	case errors.As(err, &s):
+	case wasSaid(err):
+	case d.ctx.Err() != nil:
+		fmt.Fprintln(d.stderr, "dmfuse: interrupted") // dmsetup is ended by the signal
 	case d.people && errors.As(err, &o):
 		d.app.report(&failure{exitCode(o.err), fmt.Errorf("%s %s: %w", o.op, keyName(o.key), o.err), ""})
 	case d.people && errors.As(err, &t):
@@ -192,12 +200,15 @@ func keyName(k control.Key) string {
 // code is the exit code for an error that was said.
 func (d *dm) code(err error) int {
 	var s said
+	var u *usageSaid
 	var t *textError
 	switch {
 	case !d.people:
 		return exitFailed
 	case errors.As(err, &s):
 		return s.code
+	case errors.As(err, &u):
+		return u.said.code
 	case errors.As(err, &t):
 		return t.code
 	}

@@ -14,15 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holderEnv makes the test binary run as the process that holds a freeze.
+// holderEnv makes the test binary run as the process that holds a freeze (see TestMain).
 const holderEnv = "DMFUSE_TEST_HOLD_FROZEN"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(holderEnv) != "" {
-		os.Exit(holdFrozen(os.Args[1:], os.Stdin, os.Stdout))
-	}
-	os.Exit(m.Run())
-}
 
 func testFreezer() freezer {
 	return freezer{command: []string{"/proc/self/exe"}, env: []string{holderEnv + "=1"}}
