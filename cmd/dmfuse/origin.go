@@ -76,7 +76,7 @@ func (a *app) originCreate(ctx context.Context, origin, name string) error {
 	line := control.Line{Length: p.sectors(), Type: "snapshot-origin", Args: []string{p.path}}
 	r, err := s.c.Apply(ctx, deviceSteps(name, line, false, p)...)
 	if err != nil {
-		return fmt.Errorf("the origin device %s is not made: %w", name, err)
+		return fmt.Errorf("the origin device %s is not made: %w", name, stepText(err))
 	}
 	return a.answerDevice(r, p)
 }

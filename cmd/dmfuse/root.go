@@ -60,7 +60,7 @@ func asUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 			if errors.As(err, &f) {
 				return err
 			}
-			return usagef("%w\n  usage: dmfuse %s", err, cmd.Use)
+			return usagef("%w\n  usage: %s", err, cmd.UseLine())
 		}
 		return nil
 	}

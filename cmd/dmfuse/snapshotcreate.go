@@ -199,7 +199,7 @@ func (s *session) applySnapshot(ctx context.Context, b baseOf, cow *cowFile, o c
 		return nil, nil, err
 	}
 	if z == nil {
-		r, err := s.c.Apply(ctx, steps...)
+		r, err := s.applyGuarded(ctx, steps)
 		return resultOf(r, o.name), nil, s.explain(err, o.name)
 	}
 	limited, cancel := context.WithTimeout(ctx, o.freezeLimit)
@@ -209,6 +209,31 @@ func (s *session) applySnapshot(ctx context.Context, b baseOf, cow *cowFile, o c
 		err = s.takeBack(o.name, terr)
 	}
 	return resultOf(r, o.name), z.mountPoints(), s.explain(err, o.name)
+}
+
+// applyGuarded applies the steps; where the file system of a frozen base cannot
+// tell of writers, it does without being told, and says so.
+func (s *session) applyGuarded(ctx context.Context, steps []control.Step) (control.ApplyReply, error) {
+	r, err := s.c.Apply(ctx, steps...)
+	base := steps[0].GuardBase
+	if base == "" || errorCode(err) != control.CodeUnsupported || failedStep(err) != 0 {
+		return r, err
+	}
+	steps[0].GuardBase = ""
+	r, err = s.c.Apply(ctx, steps...)
+	if err == nil {
+		s.a.note("the file system of %s cannot tell when somebody opens it for writing: see to it that nobody does", base)
+	}
+	return r, err
+}
+
+// failedStep is the step of an apply that failed, -1 when that is not known.
+func failedStep(err error) int {
+	var e *control.Error
+	if errors.As(err, &e) {
+		return e.Step
+	}
+	return -1
 }
 
 // errUnknownOutcome means that the daemon went away while it worked: the
@@ -228,7 +253,16 @@ func (s *session) explain(err error, name string) error {
 	case errors.Is(err, errFreezeExpired):
 		return fail(exitTimeout, fmt.Errorf("the snapshot %s is not made: %w before it was taken", name, err), "try again with a longer --freeze-limit, or with --no-freeze")
 	}
-	return fmt.Errorf("the snapshot %s is not made: %w", name, err)
+	return fmt.Errorf("the snapshot %s is not made: %w", name, stepText(err))
+}
+
+// stepText adds to an error of an apply what failed on which device.
+func stepText(err error) error {
+	var e *control.Error
+	if errors.As(err, &e) && e.Op != "" {
+		return fmt.Errorf("%s of %s: %w", e.Op, e.Device, err)
+	}
+	return err
 }
 
 // takeBack removes a snapshot that was taken after its freeze had ended.
