@@ -13,7 +13,8 @@ import (
 
 // FileOptions say how [OpenFile] opens.
 type FileOptions struct {
-	Write bool // for reading and writing; block devices exclusively
+	Write   bool // for reading and writing; block devices exclusively
+	NoLocks bool // neither take locks nor look for those of others
 }
 
 // File is a device on a regular file or a block device of the host.
@@ -22,6 +23,7 @@ type FileOptions struct {
 // mapped into memory, so that a file that shrinks or a bad disk is an error to
 // the request and nothing else.
 type File struct {
+	path  string // as it was opened, absolute
 	name  string
 	id    ID
 	block bool // a block device
@@ -32,7 +34,9 @@ type File struct {
 	noDSync  atomic.Bool           // RWF_DSYNC is not supported here
 	failed   atomic.Pointer[Error] // first failed flush; never cleared
 
-	mode sync.Mutex // held while the way of opening changes
+	mode    sync.Mutex // held while the way of opening changes; guards what follows
+	noLocks bool
+	lock    *fileLock // nil with noLocks
 }
 
 var (
@@ -47,7 +51,8 @@ var (
 )
 
 // OpenFile opens the regular file or block device at path. Anything else, and
-// a missing path, is [ErrNoDevice].
+// a missing path, is [ErrNoDevice]; one that somebody else uses in a way that
+// excludes ours is an [*InUseError].
 func OpenFile(path string, o FileOptions) (*File, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -57,23 +62,33 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{name: abs, id: id, block: id.Kind == IDBlock, bsize: SectorSize}
+	f := &File{path: abs, name: abs, id: id, block: id.Kind == IDBlock, bsize: SectorSize, noLocks: o.NoLocks}
 	if f.block {
 		f.name = deviceNumber(st.Rdev)
 	}
 	n, err := f.open(abs, o.Write)
 	if err != nil {
-		return nil, err
+		f.lock.close()
+		return nil, f.openError(abs, o.Write, err)
 	}
 	f.fd = newFD(n)
 	f.writable.Store(o.Write)
 	if f.block {
 		if f.bsize, err = unix.IoctlGetInt(n, unix.BLKSSZGET); err != nil {
-			f.fd.close()
+			_ = f.Close()
 			return nil, &Error{Op: "open", Device: abs, Err: fmt.Errorf("logical block size: %w", err)}
 		}
 	}
 	return f, nil
+}
+
+// openError finds out who holds a file that is busy.
+func (f *File) openError(path string, write bool, err error) error {
+	var found *InUseError
+	if Kind(err) == ErrBusy && !errors.Is(err, errReplaced) && !errors.As(err, &found) {
+		return inUse(path, f.id, write, err)
+	}
+	return &Error{Op: "open", Device: path, Err: err}
 }
 
 // identify says what is at path.
@@ -103,31 +118,62 @@ func deviceNumber(rdev uint64) string {
 	return fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
 }
 
-// open opens what f is at path and checks that it is still the same.
-func (f *File) open(path string, write bool) (int, error) {
-	flags := unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_RDONLY
+// open takes the locks and opens the file, in this order: opening a file for
+// writing alone disturbs whoever holds a lease on it.
+func (f *File) open(path string, write bool) (n int, err error) {
+	if err := f.takeLocks(path, write); err != nil {
+		return -1, err
+	}
+	flags := unix.O_RDONLY
 	if write {
-		flags |= unix.O_RDWR
+		flags = unix.O_RDWR
 		if f.block {
 			flags |= unix.O_EXCL
 		}
 	}
-	var n int
-	err := ignoringEINTR(func() (err error) { n, err = unix.Open(path, flags, 0); return err })
+	return openIdentified(path, flags, f.id)
+}
+
+// takeLocks makes the locks those of a reader or a writer.
+func (f *File) takeLocks(path string, write bool) (err error) {
+	if f.noLocks {
+		return nil
+	}
+	if f.lock == nil {
+		f.lock, err = lockFile(path, f.id, write)
+	} else {
+		err = f.lock.setWrite(write)
+	}
 	if err != nil {
-		return -1, &Error{Op: "open", Device: path, Err: err}
+		return err
+	}
+	if loop := loopHolder(f.id, write); loop != "" {
+		return &InUseError{Path: f.path, Holder: loop}
+	}
+	return nil
+}
+
+var errReplaced = fmt.Errorf("%w: it was replaced while it was opened", ErrBusy)
+
+// openIdentified opens path, which must still be what it was.
+func openIdentified(path string, flags int, id ID) (n int, err error) {
+	err = ignoringEINTR(func() (err error) {
+		n, err = unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		return err
+	})
+	if err != nil {
+		return -1, err
 	}
 	var st unix.Stat_t
-	id := ID{}
 	if err = unix.Fstat(n, &st); err == nil {
-		id, err = statID(&st)
-	}
-	if err == nil && id != f.id {
-		err = fmt.Errorf("%w: it was replaced while it was opened", ErrBusy)
+		var now ID
+		if now, err = statID(&st); err == nil && now != id {
+			err = errReplaced
+		}
 	}
 	if err != nil {
 		_ = unix.Close(n)
-		return -1, &Error{Op: "open", Device: path, Err: err}
+		return -1, err
 	}
 	return n, nil
 }
@@ -345,27 +391,38 @@ func (f *File) Close() error {
 	if !f.fd.close() {
 		return ErrClosed
 	}
+	f.mode.Lock()
+	defer f.mode.Unlock()
+	f.lock.close()
 	return nil
 }
 
 // reopen makes the file one for writing, or for reading only again. Requests
 // under way are not disturbed: the open file is exchanged below the number of
 // its descriptor.
-func (f *File) reopen(path string, write bool) error {
+func (f *File) reopen(write bool) error {
 	f.mode.Lock()
 	defer f.mode.Unlock()
 	if f.writable.Load() == write {
 		return nil
 	}
-	n, err := f.open(path, write)
+	// Through the descriptor: the file may have been renamed, and the node of
+	// a block device removed.
+	n, err := f.open(fmt.Sprintf("/proc/self/fd/%d", f.fd.n), write)
+	if errors.Is(err, unix.ENOENT) {
+		n, err = f.open(f.path, write)
+	}
 	if err != nil {
-		return err
+		if f.lock != nil {
+			_ = f.lock.setWrite(!write)
+		}
+		return f.openError(f.path, write, err)
 	}
 	if !write {
 		f.writable.Store(false)
 	}
 	if err := f.fd.replace(n); err != nil {
-		return &Error{Op: "open", Device: path, Err: err}
+		return &Error{Op: "open", Device: f.name, Err: err}
 	}
 	f.writable.Store(write)
 	return nil

@@ -7,7 +7,6 @@ type Handle struct {
 	pool   *Pool
 	shared *shared
 	file   *File
-	path   string // where it was opened
 	name   string
 	write  bool
 	closed atomic.Bool

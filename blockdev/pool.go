@@ -1,13 +1,13 @@
 package blockdev
 
 import (
-	"fmt"
 	"path/filepath"
 	"sync"
 )
 
 // PoolOptions say how a pool opens what is below.
 type PoolOptions struct {
+	NoLocks bool // neither take locks nor look for those of others
 }
 
 // Pool opens each backing file or block device once, however many tables name
@@ -55,7 +55,7 @@ func (p *Pool) Open(path string, write bool) (*Handle, error) {
 		p.leave(id, s)
 		return nil, err
 	}
-	h := &Handle{pool: p, shared: s, file: s.file, path: abs, name: abs, write: write}
+	h := &Handle{pool: p, shared: s, file: s.file, name: abs, write: write}
 	if id.Kind == IDBlock {
 		h.name = deviceNumber(st.Rdev)
 	}
@@ -100,17 +100,17 @@ func (p *Pool) last(s *shared) bool {
 func (p *Pool) openShared(s *shared, path string, id ID, write bool) error {
 	if s.file != nil {
 		if write && s.writers == 0 {
-			return s.file.reopen(path, true)
+			return s.file.reopen(true)
 		}
 		return nil
 	}
-	f, err := OpenFile(path, FileOptions{Write: write})
+	f, err := OpenFile(path, FileOptions{Write: write, NoLocks: p.o.NoLocks})
 	if err != nil {
 		return err
 	}
 	if f.ID() != id {
 		_ = f.Close()
-		return &Error{Op: "open", Device: path, Err: fmt.Errorf("%w: it was replaced while it was opened", ErrBusy)}
+		return &Error{Op: "open", Device: path, Err: errReplaced}
 	}
 	s.file = f
 	return nil
@@ -131,7 +131,7 @@ func (p *Pool) release(h *Handle) error {
 	}
 	if h.write && s.writers == 0 {
 		// Best effort: a file that stays open for writing only keeps others out.
-		_ = h.file.reopen(h.path, false)
+		_ = h.file.reopen(false)
 	}
 	return nil
 }

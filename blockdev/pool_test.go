@@ -98,7 +98,7 @@ func TestPoolUpgradeUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for range 50 {
+	for range 20 {
 		h, err := p.Open(path, true)
 		if err != nil {
 			t.Error(err)
