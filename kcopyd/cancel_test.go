@@ -3,6 +3,7 @@ package kcopyd
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
@@ -46,7 +47,7 @@ func TestCancel_StepByStep(t *testing.T) {
 // TestCancel_InFlight waits for what is in flight; nothing touches the
 // destination after the callback.
 func TestCancel_InFlight(t *testing.T) {
-	const n = 1 << 15
+	const n = 1 << 13
 	src := devtest.NewFaultText(filled(t, sourceSeed, n), "read hang")
 	dst := filled(t, garbageSeed, n)
 	c := newClient(t, Options{})
@@ -81,7 +82,7 @@ func TestCancel_Zero(t *testing.T) {
 	check(t, devtest.Check(dst, garbageSeed, 0, 64))
 }
 
-// TestCancel_FromOwnCallback and while the source is asked for holes.
+// TestCancel_FromOwnCallback changes nothing.
 func TestCancel_FromOwnCallback(t *testing.T) {
 	src, dst := filled(t, sourceSeed, 64), filled(t, garbageSeed, 64)
 	c := newClient(t, Options{})
@@ -111,18 +112,25 @@ func (a asked) Extent(off int64) (int64, bool, error) {
 	return a.Mem.Extent(off)
 }
 
+// TestCancel_WhileScanning ends the request after the answer of the source.
 func TestCancel_WhileScanning(t *testing.T) {
-	dst := filled(t, garbageSeed, 64)
-	c := newClient(t, Options{})
-	scanning, goOn := make(chan struct{}), make(chan struct{})
-	src := asked{filled(t, sourceSeed, 64), func() { close(scanning); <-goOn }}
-	fn, ch := notifier()
-	j := c.Copy(Region{src, 0, 64}, []Region{{dst, 0, 64}}, 0, fn)
-	await(t, scanning)
-	j.Cancel()
-	close(goOn)
-	if got := await(t, ch); got != (result{true, 0}) {
-		t.Errorf("%+v", got)
-	}
-	check(t, devtest.Check(dst, garbageSeed, 0, 64))
+	synctest.Test(t, func(t *testing.T) {
+		dst := filled(t, garbageSeed, 64)
+		c := newClient(t, Options{})
+		goOn := make(chan struct{})
+		src := asked{filled(t, sourceSeed, 64), func() { <-goOn }}
+		fn, ch := notifier()
+		j := c.Copy(Region{src, 0, 64}, []Region{{dst, 0, 64}}, 0, fn)
+		synctest.Wait()
+		j.Cancel()
+		synctest.Wait()
+		if len(ch) != 0 {
+			t.Fatal("callback while the source is in use")
+		}
+		close(goOn)
+		if got := await(t, ch); got != (result{true, 0}) {
+			t.Errorf("%+v", got)
+		}
+		check(t, devtest.Check(dst, garbageSeed, 0, 64))
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
@@ -239,62 +240,73 @@ func mustPanic(t *testing.T, what string, fn func()) {
 }
 
 func TestClose_WaitsForEverything(t *testing.T) {
-	src, dst := devtest.NewFaultText(filled(t, sourceSeed, 2048), "read hang"), filled(t, garbageSeed, 2048)
-	c, err := New(Options{Pages: 4})
-	check(t, err)
-	called := make(chan struct{}, 3)
-	n := func(bool, uint64) { called <- struct{}{} }
-	c.Copy(Region{src, 0, 2048}, []Region{{dst, 0, 2048}}, 0, func(bool, uint64) {
-		c.Copy(Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0, n) // from a callback, while Close waits
-		called <- struct{}{}
+	synctest.Test(t, func(t *testing.T) {
+		src, dst := devtest.NewFaultText(filled(t, sourceSeed, 2048), "read hang"), filled(t, garbageSeed, 2048)
+		c, err := New(Options{Pages: 4})
+		check(t, err)
+		calls, gate := 0, make(chan struct{})
+		n := func(bool, uint64) { calls++ }
+		c.Copy(Region{src, 0, 2048}, []Region{{dst, 0, 2048}}, 0, func(bool, uint64) {
+			c.Copy(Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0, n) // while Close waits
+			<-gate
+			calls++
+		})
+		p := c.Prepare(n)
+		closed := false
+		go func() { c.Close(); closed = true }()
+		stillOpen := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if closed || calls != want {
+				t.Fatalf("%s: closed %v, %d callbacks instead of %d", what, closed, calls, want)
+			}
+		}
+		stillOpen("I/O in flight", 0)
+		src.Set()
+		src.Release()
+		stillOpen("in a callback", 0)
+		close(gate)
+		stillOpen("a Prepared is not used", 2)
+		p.Do(false, 0)
+		synctest.Wait()
+		if !closed || calls != 3 {
+			t.Fatalf("closed %v, %d callbacks", closed, calls)
+		}
+		res, j := copyWait(t, c, Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0)
+		if res != (result{true, 1}) || !errors.Is(j.Err(), blockdev.ErrClosed) {
+			t.Fatalf("after Close: %+v, %v", res, j.Err())
+		}
+		within(t, "second Close", func() { c.Close() })
 	})
-	p := c.Prepare(n)
-	closed := make(chan struct{})
-	go func() { c.Close(); close(closed) }()
-	awaitHanging(t, src, 1)
-	src.Set()
-	src.Release()
-	await(t, called)
-	await(t, called)
-	select {
-	case <-closed:
-		t.Fatal("Close did not wait for the Prepared")
-	default:
-	}
-	p.Do(false, 0)
-	await(t, closed)
-	if len(called) != 1 {
-		t.Fatal("Close did not wait for the callback of the Prepared")
-	}
-	res, j := copyWait(t, c, Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0)
-	if res != (result{true, 1}) || !errors.Is(j.Err(), blockdev.ErrClosed) {
-		t.Fatalf("after Close: %+v, %v", res, j.Err())
-	}
-	within(t, "second Close", func() { c.Close() })
 }
 
 // TestDrain_WaitsForWhatWasSubmittedBefore and for nothing later.
 func TestDrain_WaitsForWhatWasSubmittedBefore(t *testing.T) {
-	slow := devtest.NewFaultText(filled(t, sourceSeed, 8), "read hang")
-	fast, dst := filled(t, sourceSeed, 8), filled(t, garbageSeed, 8)
-	c := newClient(t, Options{})
-	mustCopy(t, c, Region{fast, 0, 8}, Region{dst, 0, 8})
-	within(t, "Drain of nothing", c.Drain)
+	synctest.Test(t, func(t *testing.T) {
+		first := devtest.NewFaultText(filled(t, sourceSeed, 8), "read hang")
+		later := devtest.NewFaultText(filled(t, sourceSeed, 8), "read hang")
+		fast, dst := filled(t, sourceSeed, 24), filled(t, garbageSeed, 24)
+		c := newClient(t, Options{})
+		mustCopy(t, c, Region{fast, 0, 8}, Region{dst, 0, 8})
+		within(t, "Drain of nothing", c.Drain)
 
-	fn, ch := notifier()
-	c.Copy(Region{slow, 0, 8}, []Region{{dst, 0, 8}}, 0, fn)
-	awaitHanging(t, slow, 1)
-	drained := make(chan struct{})
-	go func() { c.Drain(); close(drained) }()
-	mustCopy(t, c, Region{fast, 0, 8}, Region{filled(t, garbageSeed, 8), 0, 8})
-	select {
-	case <-drained:
-		t.Fatal("Drain did not wait")
-	default:
-	}
-	slow.Release()
-	await(t, drained)
-	if got := await(t, ch); got != (result{}) {
-		t.Fatalf("got %+v", got)
-	}
+		called := 0
+		fn := func(bool, uint64) { called++ }
+		c.Copy(Region{first, 0, 8}, []Region{{dst, 0, 8}}, 0, fn)
+		drained := false
+		go func() { c.Drain(); drained = true }()
+		synctest.Wait()
+		c.Copy(Region{later, 0, 8}, []Region{{dst, 8, 8}}, 0, fn)
+		mustCopy(t, c, Region{fast, 16, 8}, Region{dst, 16, 8})
+		synctest.Wait()
+		if drained || called != 0 {
+			t.Fatalf("drained %v, %d callbacks", drained, called)
+		}
+		first.Release()
+		synctest.Wait()
+		if !drained || called != 1 {
+			t.Fatalf("drained %v, %d callbacks", drained, called)
+		}
+		later.Release()
+	})
 }

@@ -12,7 +12,7 @@ import (
 )
 
 func TestCopy_EachDestinationFailsInTurn(t *testing.T) {
-	for _, n := range []blockdev.Sector{8, 256, 3000} {
+	for _, n := range []blockdev.Sector{8, 256, 1300} {
 		for _, flags := range []Flags{0, IgnoreError, WriteSeq} {
 			for bad := range MaxDests {
 				src := filled(t, sourceSeed, n)
@@ -28,6 +28,9 @@ func TestCopy_EachDestinationFailsInTurn(t *testing.T) {
 				res, j := copyWait(t, c, Region{src, 0, n}, dests, flags)
 				if res != (result{false, 1 << bad}) || blockdev.Kind(j.Err()) != blockdev.ErrNoSpace {
 					t.Fatalf("%d sectors, flags %d, destination %d: %+v, %v", n, flags, bad, res, j.Err())
+				}
+				if done, _ := j.Progress(); flags == IgnoreError && done != n || flags != IgnoreError && done != 0 {
+					t.Errorf("%d sectors, flags %d, destination %d: progress %d", n, flags, bad, done)
 				}
 				if n > 256 && flags != IgnoreError {
 					continue // what arrived is undefined
@@ -100,6 +103,37 @@ func TestCopy_IgnoreErrorZeroFills(t *testing.T) {
 			}
 		}
 	}
+}
+
+// scribbler fails reads that touch a sector, and leaves rubbish in the buffer.
+type scribbler struct {
+	blockdev.Device
+	bad blockdev.Sector
+}
+
+func (s scribbler) ReadAt(p []byte, off int64) (int, error) {
+	if at := s.bad.Bytes() - off; at >= 0 && at < int64(len(p)) {
+		for i := range p {
+			p[i] = 0xee
+		}
+		return 0, unix.EIO
+	}
+	return s.Device.ReadAt(p, off)
+}
+
+// TestCopy_IgnoreErrorWritesNoRubbish: what a failing device left in the
+// buffer does not count.
+func TestCopy_IgnoreErrorWritesNoRubbish(t *testing.T) {
+	const n = 24
+	dst := filled(t, garbageSeed, n)
+	c := newClient(t, Options{})
+	res, _ := copyWait(t, c, Region{scribbler{filled(t, sourceSeed, n), 12}, 0, n}, []Region{{dst, 0, n}}, IgnoreError)
+	if res != (result{true, 0}) {
+		t.Fatalf("%+v", res)
+	}
+	check(t, devtest.Check(dst, sourceSeed, 0, 8))
+	check(t, devtest.CheckZero(dst, 8, 8))
+	check(t, devtest.Check(dst, sourceSeed, 16, 8))
 }
 
 // TestCopy_EndOfFileIsAnError: a source that ends within the region, on a page

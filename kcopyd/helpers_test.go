@@ -33,7 +33,7 @@ func within(t testing.TB, what string, fn func()) {
 	}
 }
 
-func await[T any](t testing.TB, ch <-chan T) (v T) {
+func await[T any](t fataler, ch <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-ch:
@@ -121,4 +121,10 @@ func mustCopy(t testing.TB, c *Client, from Region, dests ...Region) {
 	if res, j := copyWait(t, c, from, dests, 0); res != (result{}) || j.Err() != nil {
 		t.Fatalf("got %+v, %v", res, j.Err())
 	}
+}
+
+// fataler is a test, or a property that is tested.
+type fataler interface {
+	Helper()
+	Fatalf(string, ...any)
 }

@@ -89,9 +89,6 @@ func (j *Job) Cancel() {
 	c := j.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if j.cancelled.Load() || j.ended {
-		return
-	}
 	j.cancelled.Store(true)
 	c.advanceLocked(j)
 	c.kickLocked()

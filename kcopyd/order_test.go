@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
@@ -69,57 +71,90 @@ func TestStep_HeadWaitsForBuffers(t *testing.T) {
 	wantLines(t, log, "held read 0+8", "big read 0+32", "small read 0+8", "zero zero 300+8")
 }
 
-// TestStep_CancelledHeadMakesRoom: the request that waits for buffers is
+// TestQueue_CancelledHeadMakesRoom: the request that waits for buffers is
 // cancelled, and those behind it go on.
-func TestStep_CancelledHeadMakesRoom(t *testing.T) {
-	src := filled(t, sourceSeed, 64)
-	held := devtest.NewFaultText(src, "read hang")
-	dst := blockdev.NewMem(1 << 20)
-	c := newClient(t, Options{Pages: 4})
-	fn, heldEnd := notifier()
-	c.Copy(Region{held, 0, 8}, []Region{{dst, 0, 8}}, 0, fn)
-	awaitHanging(t, held, 1)
-	fn, bigEnd := notifier()
-	big := c.Copy(Region{src, 0, 32}, []Region{{dst, 100, 32}}, 0, fn)
-	fn, smallEnd := notifier()
-	c.Copy(Region{src, 0, 8}, []Region{{dst, 200, 8}}, 0, fn)
-	big.Cancel()
-	if got := await(t, bigEnd); got != (result{true, 0}) {
-		t.Errorf("cancelled: %+v", got)
-	}
-	if got := await(t, smallEnd); got != (result{}) {
-		t.Errorf("behind it: %+v", got)
-	}
-	held.Release()
-	await(t, heldEnd)
+func TestQueue_CancelledHeadMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := filled(t, sourceSeed, 64)
+		held := devtest.NewFaultText(src, "read hang")
+		dst := blockdev.NewMem(1 << 20)
+		c := newClient(t, Options{Pages: 4})
+		fn, heldEnd := notifier()
+		c.Copy(Region{held, 0, 8}, []Region{{dst, 0, 8}}, 0, fn)
+		synctest.Wait()
+		fn, bigEnd := notifier()
+		big := c.Copy(Region{src, 0, 32}, []Region{{dst, 100, 32}}, 0, fn)
+		fn, smallEnd := notifier()
+		c.Copy(Region{src, 0, 8}, []Region{{dst, 200, 8}}, 0, fn)
+		synctest.Wait()
+		if s := c.Stats(); s.BufferWaits != 1 || s.Queued != 2 || len(smallEnd) != 0 {
+			t.Errorf("%+v, %d callbacks", s, len(smallEnd))
+		}
+		big.Cancel()
+		if got := await(t, bigEnd); got != (result{true, 0}) {
+			t.Errorf("cancelled: %+v", got)
+		}
+		if got := await(t, smallEnd); got != (result{}) {
+			t.Errorf("behind it: %+v", got)
+		}
+		held.Release()
+		await(t, heldEnd)
+	})
+}
+
+// TestQueue_EightSegmentsOfOneRequest are in flight, however large the budget.
+func TestQueue_EightSegmentsOfOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 10 * subJobBytes / 512
+		src := devtest.NewFaultText(blockdev.NewMem(n*512), "read hang")
+		c := newClient(t, Options{Pages: 4096})
+		fn, ch := notifier()
+		c.Copy(Region{plain{src}, 0, n}, []Region{{blockdev.NewMem(n * 512), 0, n}}, 0, fn)
+		synctest.Wait()
+		if s := c.Stats(); s.InFlight != maxSubJobs {
+			t.Errorf("%d in flight", s.InFlight)
+		}
+		src.Set()
+		src.Release()
+		if got := await(t, ch); got != (result{}) {
+			t.Errorf("%+v", got)
+		}
+	})
 }
 
 // TestWriteSeq_Order: the writes arrive in rising order, each after the end of
 // the one before, at each destination, while reads run ahead.
 func TestWriteSeq_Order(t *testing.T) {
-	const n = 4096
-	log := devtest.NewLog()
-	// The first read is held up, so that all later ones would overtake it.
-	src := devtest.NewFaultText(filled(t, sourceSeed, n), "read 0+1 hang")
-	a, b := filled(t, garbageSeed, n), filled(t, garbageSeed, n)
-	c := newClient(t, Options{})
-	fn, ch := notifier()
-	c.Copy(Region{log.Wrap("src", src), 0, n},
-		[]Region{{log.Wrap("a", a), 0, n}, {log.Wrap("b", b), 0, n}}, WriteSeq|IgnoreError, fn)
-	awaitHanging(t, src, 1)
-	within(t, "reads that run ahead", func() {
-		for strings.Count(log.Lines(devtest.OpRead), "\n") < 4 { // the budget is four segments
-			c.mu.Lock() // let others run; the limit is that of within
-			c.mu.Unlock()
+	synctest.Test(t, func(t *testing.T) {
+		const n = 4096
+		log := devtest.NewLog()
+		// The first read is held up, so that all later ones overtake it.
+		src := devtest.NewFaultText(filled(t, sourceSeed, n), "read 0+1 hang")
+		a, b := filled(t, garbageSeed, n), filled(t, garbageSeed, n)
+		c := newClient(t, Options{})
+		fn, ch := notifier()
+		c.Copy(Region{log.Wrap("src", src), 0, n},
+			[]Region{{log.Wrap("a", a), 0, n}, {log.Wrap("b", b), 0, n}}, WriteSeq|IgnoreError, fn)
+		synctest.Wait()
+		if r := strings.Count(log.Lines(devtest.OpRead), "\n"); r != 4 { // the budget is four segments
+			t.Errorf("%d reads begun", r)
 		}
+		if w := log.Lines(devtest.OpWrite); w != "" {
+			t.Errorf("written before the first segment was read:\n%s", w)
+		}
+		src.Release()
+		if got := await(t, ch); got != (result{}) {
+			t.Fatalf("%+v", got)
+		}
+		checkRising(t, log)
+		check(t, devtest.Check(a, sourceSeed, 0, n))
+		check(t, devtest.Check(b, sourceSeed, 0, n))
 	})
-	if w := log.Lines(devtest.OpWrite); w != "" {
-		t.Errorf("written before the first segment was read:\n%s", w)
-	}
-	src.Release()
-	if got := await(t, ch); got != (result{}) {
-		t.Fatalf("%+v", got)
-	}
+}
+
+// checkRising checks that the writes to each device follow one another.
+func checkRising(t *testing.T, log *devtest.Log) {
+	t.Helper()
 	next, busy := map[int]int64{}, map[int]int{}
 	for _, e := range log.Events() {
 		if e.Op != devtest.OpWrite {
@@ -135,14 +170,50 @@ func TestWriteSeq_Order(t *testing.T) {
 		busy[e.Device]++
 		next[e.Device] = e.Off + e.N
 	}
-	check(t, devtest.Check(a, sourceSeed, 0, n))
-	check(t, devtest.Check(b, sourceSeed, 0, n))
 }
 
-// TestWriteSeq_ClearsIgnoreError: nothing is written behind an error.
+// TestWriteSeq_NothingIsWrittenBehindAnError: neither what had been read before
+// the error, nor what is read after it, and the request ends.
+func TestWriteSeq_NothingIsWrittenBehindAnError(t *testing.T) {
+	for _, v := range []struct {
+		name     string
+		src, dst string
+		want     result
+		written  blockdev.Sector
+	}{
+		{"others wait behind a failing read", "read 256+1 hang errno=EIO", "", result{true, 0}, 256},
+		{"others wait behind a failing write", "", "write 256+1 hang errno=EIO", result{false, 1}, 256},
+		{"others are read after a failing read", "read 0+1 delay=1s errno=EIO; read 256+768 hang", "", result{true, 0}, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 4096 // segments of 256
+			src := devtest.NewFaultText(filled(t, sourceSeed, n), v.src)
+			mem := filled(t, garbageSeed, n)
+			dst := devtest.NewFaultText(mem, v.dst)
+			c := newClient(t, Options{})
+			fn, ch := notifier()
+			c.Copy(Region{src, 0, n}, []Region{{dst, 0, n}}, WriteSeq, fn)
+			synctest.Wait()
+			time.Sleep(2 * time.Second) // of the bubble's clock
+			synctest.Wait()
+			if len(ch) != 0 {
+				t.Fatalf("%s: ended too early", v.name)
+			}
+			src.Release()
+			dst.Release()
+			if got := await(t, ch); got != v.want {
+				t.Errorf("%s: %+v", v.name, got)
+			}
+			check(t, devtest.Check(mem, sourceSeed, 0, v.written))
+			check(t, devtest.Check(mem, garbageSeed, v.written, n-v.written))
+		})
+	}
+}
+
+// TestWriteSeq_ClearsIgnoreError: no segment is begun behind an error.
 func TestWriteSeq_ClearsIgnoreError(t *testing.T) {
-	const n = 4096
-	for _, rules := range []struct {
+	const n = 4096 // segments of 256
+	for _, v := range []struct {
 		src, dst string
 		want     result
 	}{
@@ -150,19 +221,19 @@ func TestWriteSeq_ClearsIgnoreError(t *testing.T) {
 		{"", "write 600+1 errno=EIO", result{false, 1}},
 	} {
 		log := devtest.NewLog()
-		src := devtest.NewFaultText(filled(t, sourceSeed, n), rules.src)
+		src := devtest.NewFaultText(filled(t, sourceSeed, n), v.src)
 		mem := filled(t, garbageSeed, n)
-		dst := log.Wrap("dst", devtest.NewFaultText(mem, rules.dst))
-		c := newClient(t, Options{})
-		res, _ := copyWait(t, c, Region{src, 0, n}, []Region{{dst, 0, n}}, WriteSeq|IgnoreError)
-		if res != rules.want {
-			t.Errorf("%+v: %+v", rules, res)
+		dst := devtest.NewFaultText(mem, v.dst)
+		c := newManual(t, Options{})
+		fn, ch := notifier()
+		c.Copy(Region{log.Wrap("src", src), 0, n}, []Region{{dst, 0, n}}, WriteSeq|IgnoreError, fn)
+		run(c)
+		if res := await(t, ch); res != v.want {
+			t.Errorf("%+v: %+v", v, res)
 		}
-		// Segments are 256 sectors here: at most the first two arrive.
+		wantLines(t, log, "src read 0+256", "src read 256+256", "src read 512+256")
+		check(t, devtest.Check(mem, sourceSeed, 0, 512))
 		check(t, devtest.Check(mem, garbageSeed, 512, n-512))
-		if w := strings.Count(log.Lines(devtest.OpWrite), "\n"); w > 3 {
-			t.Errorf("%+v: %d writes", rules, w)
-		}
 	}
 }
 
@@ -275,23 +346,60 @@ func TestCallbacks_BuffersAreBack(t *testing.T) {
 
 // TestCallbacks_SlowOneHoldsUpNoCopy: copies go on while a callback blocks.
 func TestCallbacks_SlowOneHoldsUpNoCopy(t *testing.T) {
-	src, dst := filled(t, sourceSeed, 64), filled(t, garbageSeed, 64)
-	c := newClient(t, Options{})
-	gate, inside := make(chan struct{}), make(chan struct{})
-	c.Copy(Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0, func(bool, uint64) { close(inside); <-gate })
-	await(t, inside)
-	fn, ch := notifier()
-	j := c.Copy(Region{src, 8, 56}, []Region{{dst, 8, 56}}, 0, fn)
-	within(t, "copy during a callback", func() {
-		for done, total := j.Progress(); done < total; done, total = j.Progress() {
-			c.Stats() // let others run; the limit is that of within
+	synctest.Test(t, func(t *testing.T) {
+		src, dst := filled(t, sourceSeed, 64), filled(t, garbageSeed, 64)
+		c := newClient(t, Options{Workers: 1})
+		gate := make(chan struct{})
+		c.Copy(Region{src, 0, 8}, []Region{{dst, 0, 8}}, 0, func(bool, uint64) { <-gate })
+		synctest.Wait()
+		fn, ch := notifier()
+		j := c.Copy(Region{src, 8, 56}, []Region{{dst, 8, 56}}, 0, fn)
+		synctest.Wait()
+		if done, total := j.Progress(); done != total {
+			t.Errorf("%d of %d copied during a callback", done, total)
+		}
+		if len(ch) != 0 {
+			t.Error("two callbacks at a time")
+		}
+		close(gate)
+		if got := await(t, ch); got != (result{}) {
+			t.Errorf("%+v", got)
 		}
 	})
-	if len(ch) != 0 {
-		t.Error("two callbacks at a time")
-	}
-	close(gate)
-	if got := await(t, ch); got != (result{}) {
-		t.Errorf("%+v", got)
-	}
+}
+
+// TestCallbacks_SlowDevicesHoldUpNone: the goroutine that was in a callback
+// does not go on to do I/O beyond the limit, so that one is left for the next.
+func TestCallbacks_SlowDevicesHoldUpNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, dst := devtest.NewFaultText(filled(t, sourceSeed, 64), "read hang"), filled(t, garbageSeed, 64)
+		c := newClient(t, Options{Workers: 1})
+		gate := make(chan struct{})
+		c.Prepare(func(bool, uint64) { <-gate }).Do(false, 0)
+		synctest.Wait()
+		var ends []<-chan result
+		for i := range blockdev.Sector(4) {
+			fn, ch := notifier()
+			c.Copy(Region{src, i * 8, 8}, []Region{{dst, i * 8, 8}}, 0, fn)
+			ends = append(ends, ch)
+		}
+		synctest.Wait()
+		close(gate)
+		synctest.Wait()
+		if s := c.Stats(); s.InFlight != 1 {
+			t.Errorf("%d in flight with one worker", s.InFlight)
+		}
+		fn, ch := notifier()
+		c.Prepare(fn).Do(false, 7)
+		if got := await(t, ch); got != (result{false, 7}) {
+			t.Errorf("%+v", got)
+		}
+		src.Set()
+		src.Release()
+		for _, ch := range ends {
+			if got := await(t, ch); got != (result{}) {
+				t.Errorf("%+v", got)
+			}
+		}
+	})
 }

@@ -102,9 +102,7 @@ func (c *Client) endSegmentLocked(seg *segment, ok bool) {
 	}
 	j.active--
 	c.stats.InFlight--
-	if j.flags&WriteSeq != 0 && seg.off == j.nextWrite {
-		j.nextWrite += seg.n
-	}
+	j.nextWrite += seg.n // out of order only after an error, when nobody asks any more
 	c.recycleLocked(seg)
 	if j.parked != nil {
 		c.unparkLocked(j)
