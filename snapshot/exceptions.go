@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"math"
-	"sort"
 	"sync"
 	"sync/atomic"
 )
@@ -219,7 +218,16 @@ func (lf *leaf) after(old uint64) int {
 	if d > math.MaxUint32 {
 		return lf.n
 	}
-	return sort.Search(lf.n, func(r int) bool { return uint64(lf.delta[r]) > d })
+	lo, hi := 0, lf.n
+	for lo < hi {
+		m := int(uint(lo+hi) >> 1)
+		if uint64(lf.delta[m]) <= d {
+			lo = m + 1
+		} else {
+			hi = m
+		}
+	}
+	return lo
 }
 
 func (lf *leaf) set(r int, old, to uint64, more uint16) {

@@ -84,6 +84,11 @@ func (g *Group) newSnapshot(env *target.Env, args []string) (target.Target, erro
 	if err := s.params.parseStore(args, s.blocks()); err != nil {
 		return nil, err
 	}
+	// The mapper checks this too, but only when a new store has been written
+	// (promise 7).
+	if size := blockdev.SectorsIn(source.Size()); size < env.Length {
+		return nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", uint64(env.Length), uint64(size))}
+	}
 	s.copier = copier{o: g.o}
 	s.o = g.hold(source.ID())
 	waits, err := s.register()
