@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/binary"
+	"math"
 	"sync"
 	"syscall"
 
@@ -57,12 +58,20 @@ func (f *FileSystem) readFile(cancel <-chan struct{}, in *fuse.ReadIn, buf []byt
 	if !code.Ok() {
 		return nil, code
 	}
-	n, err := d.ReadAt(callContext(cancel), buf[:min(int(in.Size), len(buf))], int64(in.Offset))
+	buf = buf[:min(int(in.Size), len(buf))]
+	if !addressable(in.Offset, len(buf)) {
+		return nil, statusInvalid
+	}
+	n, err := d.ReadAt(callContext(cancel), buf, int64(in.Offset))
 	if err != nil {
 		return nil, status(err)
 	}
 	return newReply(buf[:n]), fuse.OK
 }
+
+// addressable says that a range has no end beyond what an offset can be. The
+// kernel sees to it, other transports may not.
+func addressable(off uint64, n int) bool { return off <= math.MaxInt64-uint64(n) }
 
 // reply is a fuse.ReadResult that is used again: go-fuse's own would be the one
 // allocation of a read.
@@ -94,6 +103,9 @@ func (f *FileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	d, code := f.file(in.NodeId)
 	if !code.Ok() {
 		return 0, code
+	}
+	if !addressable(in.Offset, len(data)) {
+		return 0, statusInvalid
 	}
 	fua := in.Flags&syscall.O_DSYNC != 0 // O_SYNC contains it
 	n, err := d.WriteAt(callContext(cancel), data, int64(in.Offset), fua)
