@@ -48,7 +48,7 @@ func (a *app) discard(ctx context.Context, name string, off, n int64) error {
 	case n == 0:
 		return usagef("a length of 0 discards nothing")
 	case off > m.SizeBytes || n > m.SizeBytes-off:
-		return usagef("the range of %s has %d bytes from %d, but the device ends at %d", name, n, off, m.SizeBytes)
+		return usagef("the range begins at byte %d of %s and ends after it: the device has %d bytes", off, name, m.SizeBytes)
 	case off == m.SizeBytes:
 		return nil
 	}

@@ -64,6 +64,9 @@ func (a *app) originCreate(ctx context.Context, origin, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := checkSectors(p); err != nil {
+		return err
+	}
 	if err := s.checkOriginFree(p); err != nil {
 		return err
 	}
@@ -139,12 +142,16 @@ func (s *session) checkOriginFree(p place) error {
 	return nil
 }
 
-// sayOrigin refuses an origin without a sector, and tells what is easily a
-// mistake.
-func (a *app) sayOrigin(p place) error {
+// checkSectors refuses an origin without a sector.
+func checkSectors(p place) error {
 	if p.sectors() == 0 {
 		return failf(exitFailed, "%s has %d bytes, which is not one sector of 512 bytes", p.what(), p.size)
 	}
+	return nil
+}
+
+// sayOrigin tells what is easily a mistake.
+func (a *app) sayOrigin(p place) error {
 	c, err := p.probe()
 	if err != nil {
 		return err
