@@ -3,6 +3,8 @@ package crash
 import (
 	"os"
 
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
 )
 
@@ -21,6 +23,9 @@ func (r *rig) checkStores() {
 		if v.cow == "" {
 			continue
 		}
+		if err := r.ownCheck(v.cow); err != nil {
+			r.t.Errorf("store of %s after kill -9: %v", name, err)
+		}
 		cow, err := os.ReadFile(v.cow)
 		if err != nil {
 			r.t.Fatal(err)
@@ -34,4 +39,19 @@ func (r *rig) checkStores() {
 			r.t.Errorf("the files of %s after kill -9: %v", name, err)
 		}
 	}
+}
+
+// ownCheck asks our own checker. What a kill leaves behind the end of the list is
+// a warning to it, no problem.
+func (r *rig) ownCheck(path string) error {
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	report, err := snapshot.CheckStore(f, blockdev.Sector(r.sectors))
+	if err != nil {
+		return err
+	}
+	return report.Err()
 }

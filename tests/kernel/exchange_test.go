@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/tests/harness"
 	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
@@ -184,9 +186,18 @@ func (x *exchange) useStack(t *testing.T) {
 	x.checkStore(t)
 }
 
-// checkStore: the files alone, read by the witness of this test.
+// checkStore: the files alone, by our checker and by the witness.
 func (x *exchange) checkStore(t *testing.T) {
 	t.Helper()
+	f, err := blockdev.OpenFile(x.cow, blockdev.FileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	report, err := snapshot.CheckStore(f, blockdev.Sector(x.sectors))
+	if err != nil || report.Err() != nil {
+		t.Errorf("check of the store: %v, %+v", err, report)
+	}
 	cow, origin := readFile(t, x.cow), readFile(t, x.origin)
 	list, err := cowfile.Read(cow, int(x.chunk))
 	if err != nil {
