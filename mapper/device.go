@@ -22,6 +22,8 @@ type Device struct {
 	gate    *gate
 	live    atomic.Pointer[table] // changes only while the gate is shut and drained
 	noflush atomic.Bool           // a suspend without flush is going on or has ended in suspension
+	clean   atomic.Bool           // suspended, and every write ever answered is durable
+	dead    atomic.Bool           // the manager closes: requests that wait get an error
 	name    atomic.Pointer[string]
 	events  counter
 
@@ -151,6 +153,12 @@ func (d *Device) keepFlushError(err error) {
 	}
 	d.mu.Unlock()
 	d.report(EventProblem, "flush failed: "+err.Error())
+}
+
+func (d *Device) flushFailed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flushErr != nil
 }
 
 func (d *Device) takeFlushError() error {

@@ -35,6 +35,10 @@ func (d *Device) errGone() error {
 // errNoTable answers I/O on a device without a live table.
 var errNoTable = fmt.Errorf("%w: the device has no live table", blockdev.ErrIO)
 
+// errDead answers requests that wait for a suspended device at the end of the
+// manager.
+var errDead = fmt.Errorf("%w: the daemon ended while the device was suspended", blockdev.ErrIO)
+
 // errPastEnd answers a write at the end of a device file.
 var errPastEnd = fmt.Errorf("%w: at the end of the device", blockdev.ErrNoSpace)
 

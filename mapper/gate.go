@@ -79,6 +79,16 @@ func (g *gate) drain(ctx context.Context) error {
 	return nil
 }
 
+// wake makes all who wait look again, while the gate stays as it is.
+func (g *gate) wake() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opened != nil {
+		close(g.opened)
+		g.opened = make(chan struct{})
+	}
+}
+
 // open lets requests in again, those that wait included.
 func (g *gate) open() {
 	g.count.Add(-gateShut)

@@ -24,6 +24,9 @@ func (d *Device) begin(ctx context.Context) (*table, error) {
 		if d.live.Load() == nil {
 			return nil, errNoTable
 		}
+		if d.dead.Load() {
+			return nil, errDead
+		}
 		if err := d.gate.wait(ctx); err != nil {
 			return nil, fmt.Errorf("%w while device %s is suspended", err, d.Name())
 		}

@@ -58,7 +58,7 @@ func (l *mappedLower) WriteAt(p []byte, off int64) (int, error) {
 func (l *mappedLower) WriteFUA(p []byte, off int64) (int, error) {
 	return l.dev.write(l.ctx(), p, off, true)
 }
-func (l *mappedLower) Flush() error { return l.dev.Flush(l.ctx()) }
+func (l *mappedLower) Flush() error { return l.FlushContext(l.ctx()) }
 func (l *mappedLower) Zero(off, n int64, unmap bool) error {
 	return l.dev.zero(l.ctx(), off, n, unmap)
 }
@@ -75,7 +75,17 @@ func (l *mappedLower) WriteContext(ctx context.Context, p []byte, off int64, fua
 	_, err := l.dev.write(ctx, p, off, fua)
 	return err
 }
-func (l *mappedLower) FlushContext(ctx context.Context) error { return l.dev.Flush(ctx) }
+
+// FlushContext has nothing to do on a device that was flushed when it was
+// suspended: no write was answered since. So a device can be removed while the
+// one below it is suspended.
+func (l *mappedLower) FlushContext(ctx context.Context) error {
+	if l.dev.clean.Load() {
+		return nil
+	}
+	return l.dev.Flush(ctx)
+}
+
 func (l *mappedLower) ZeroContext(ctx context.Context, off, n int64, unmap bool) error {
 	return l.dev.zero(ctx, off, n, unmap)
 }

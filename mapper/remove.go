@@ -207,8 +207,15 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 	defer stop()
 	devices := m.graph.topsFirst(m.Devices())
 	var errs []error
-	for _, d := range devices {
+	for i := len(devices) - 1; i >= 0; i-- {
+		d := devices[i]
 		_ = d.turn.lock(context.Background()) // operations end: their waits end with ctx
+		d.recordMu.Lock()
+		d.forgotten = true // a daemon killed from here on comes back as it was
+		d.recordMu.Unlock()
+		d.letRun()
+	}
+	for _, d := range devices {
 		errs = append(errs, d.shutdown(ctx))
 	}
 	m.kill()
@@ -222,6 +229,22 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 	m.wg.Wait()
 	m.hub.close()
 	return errors.Join(errs...)
+}
+
+// letRun resumes a device that is suspended, with the table it has, so that what
+// waits on it can end before it is closed. Where that fails, what waits gets an
+// error.
+func (d *Device) letRun() {
+	d.mu.Lock()
+	waits := d.suspended && !d.deleting && d.live.Load() != nil
+	d.mu.Unlock()
+	if waits {
+		if err := d.resume(false); err == nil {
+			return
+		}
+	}
+	d.dead.Store(true)
+	d.gate.wake()
 }
 
 // shutdown ends the I/O of one device and closes its tables. The error is that

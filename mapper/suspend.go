@@ -65,6 +65,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	err := d.gate.drain(ctx)
 	if err == nil && flush {
 		err = d.suspendFlush(ctx, t)
+		d.clean.Store(err == nil && !d.flushFailed())
 	}
 	if err != nil {
 		d.gate.open()
@@ -206,6 +207,7 @@ func (d *Device) resume(swapped bool) error {
 	d.suspended = false
 	d.mu.Unlock()
 	d.noflush.Store(false)
+	d.clean.Store(false)
 	d.gate.open()
 	if !swapped {
 		d.record()
