@@ -105,7 +105,7 @@ func TestCopy_ReadsOnceForAllDestinations(t *testing.T) {
 }
 
 func TestCopy_ThousandLargeJobsOnOnePage(t *testing.T) {
-	const jobs, sectors = 1000, 64
+	const jobs, sectors = 1000, 40
 	src, dst := filled(t, sourceSeed, jobs*sectors), filled(t, garbageSeed, jobs*sectors)
 	c := newClient(t, Options{Pages: 1})
 	var ended atomic.Int32

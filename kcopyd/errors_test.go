@@ -12,7 +12,7 @@ import (
 )
 
 func TestCopy_EachDestinationFailsInTurn(t *testing.T) {
-	for _, n := range []blockdev.Sector{8, 256, 1300} {
+	for _, n := range []blockdev.Sector{8, 256, 600} {
 		for _, flags := range []Flags{0, IgnoreError, WriteSeq} {
 			for bad := range MaxDests {
 				src := filled(t, sourceSeed, n)
@@ -24,7 +24,7 @@ func TestCopy_EachDestinationFailsInTurn(t *testing.T) {
 					}
 					dests = append(dests, Region{d, 0, n})
 				}
-				c := newClient(t, Options{})
+				c := newClient(t, Options{Pages: 64}) // 256 sectors, then segments of 128
 				res, j := copyWait(t, c, Region{src, 0, n}, dests, flags)
 				if res != (result{false, 1 << bad}) || blockdev.Kind(j.Err()) != blockdev.ErrNoSpace {
 					t.Fatalf("%d sectors, flags %d, destination %d: %+v, %v", n, flags, bad, res, j.Err())

@@ -35,7 +35,7 @@ func TestModel_RandomJobsAndFaults(t *testing.T) {
 
 // Each job has a slot of its own on every device.
 const (
-	modelSlot = 320 // sectors
+	modelSlot = 120 // sectors
 	modelJobs = 5
 )
 
@@ -54,7 +54,7 @@ type model struct {
 
 func newModel(t *rapid.T, before []byte) *model {
 	const n = modelSlot * modelJobs
-	pages := rapid.SampledFrom([]int{1, 2, 7, 16, 64}).Draw(t, "pages")
+	pages := rapid.SampledFrom([]int{1, 2, 5, 16}).Draw(t, "pages")
 	workers := rapid.SampledFrom([]int{0, 1, 2}).Draw(t, "workers")
 	c, err := New(Options{Pages: pages, Workers: workers})
 	if err != nil {
@@ -65,7 +65,7 @@ func newModel(t *rapid.T, before []byte) *model {
 	m.data = make([]byte, src.Size())
 	for range rapid.IntRange(0, 12).Draw(t, "data runs") {
 		at := 8 * blockdev.Sector(rapid.IntRange(0, n/8-1).Draw(t, "data at"))
-		k := min(8*blockdev.Sector(rapid.IntRange(1, 60).Draw(t, "data pages")), n-at)
+		k := min(8*blockdev.Sector(rapid.IntRange(1, 20).Draw(t, "data pages")), n-at)
 		copy(m.data[at.Bytes():], devtest.Pattern(sourceSeed, at, k))
 		if _, err := src.WriteAt(m.data[at.Bytes():(at+k).Bytes()], at.Bytes()); err != nil {
 			t.Fatal(err)

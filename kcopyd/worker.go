@@ -179,8 +179,8 @@ func (c *Client) salvage(seg *segment, n int) {
 }
 
 // beginIO waits until the throttle lets through an I/O for j, one worker at a
-// time: otherwise it would let through as many as there are workers. A
-// cancelled job does not wait.
+// time: otherwise it would let through as many as there are workers. When its
+// turn comes, a cancelled job does not sleep.
 func (c *Client) beginIO(j *Job) {
 	if c.throttle == nil || c.throttle.tryBegin() {
 		return
