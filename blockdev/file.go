@@ -2,20 +2,13 @@ package blockdev
 
 import (
 	"errors"
-	"fmt"
 	"io"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// FileOptions say how [OpenFile] opens.
-type FileOptions struct {
-	Write   bool // for reading and writing; block devices exclusively
-	NoLocks bool // neither take locks nor look for those of others
-}
 
 // File is a device on a regular file or a block device of the host.
 //
@@ -29,6 +22,8 @@ type File struct {
 	block bool // a block device
 	bsize int  // logical block size of a block device, [SectorSize] else
 	fd    *fd
+
+	direct *directIO // nil: through the page cache
 
 	writable atomic.Bool
 	noDSync  atomic.Bool           // RWF_DSYNC is not supported here
@@ -49,134 +44,6 @@ var (
 	_ Grower       = (*File)(nil)
 	_ Preallocator = (*File)(nil)
 )
-
-// OpenFile opens the regular file or block device at path. Anything else, and
-// a missing path, is [ErrNoDevice]; one that somebody else uses in a way that
-// excludes ours is an [*InUseError].
-func OpenFile(path string, o FileOptions) (*File, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return nil, &Error{Op: "open", Device: path, Err: err}
-	}
-	st, id, err := identify(abs)
-	if err != nil {
-		return nil, err
-	}
-	f := &File{path: abs, name: abs, id: id, block: id.Kind == IDBlock, bsize: SectorSize, noLocks: o.NoLocks}
-	if f.block {
-		f.name = deviceNumber(st.Rdev)
-	}
-	n, err := f.open(abs, o.Write)
-	if err != nil {
-		f.lock.close()
-		return nil, f.openError(abs, o.Write, err)
-	}
-	f.fd = newFD(n)
-	f.writable.Store(o.Write)
-	if f.block {
-		if f.bsize, err = unix.IoctlGetInt(n, unix.BLKSSZGET); err != nil {
-			_ = f.Close()
-			return nil, &Error{Op: "open", Device: abs, Err: fmt.Errorf("logical block size: %w", err)}
-		}
-	}
-	return f, nil
-}
-
-// openError finds out who holds a file that is busy.
-func (f *File) openError(path string, write bool, err error) error {
-	var found *InUseError
-	if Kind(err) == ErrBusy && !errors.Is(err, errReplaced) && !errors.As(err, &found) {
-		return inUse(path, f.id, write, err)
-	}
-	return &Error{Op: "open", Device: path, Err: err}
-}
-
-// identify says what is at path.
-func identify(path string) (st unix.Stat_t, id ID, err error) {
-	if err = ignoringEINTR(func() error { return unix.Stat(path, &st) }); err == nil {
-		id, err = statID(&st)
-	}
-	if err != nil {
-		err = &Error{Op: "open", Device: path, Err: err}
-	}
-	return st, id, err
-}
-
-func statID(st *unix.Stat_t) (ID, error) {
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return ID{Kind: IDFile, A: st.Dev, B: st.Ino}, nil
-	case unix.S_IFBLK:
-		return ID{Kind: IDBlock, A: st.Rdev}, nil
-	case unix.S_IFDIR:
-		return ID{}, fmt.Errorf("%w: it is a directory", ErrNoDevice)
-	}
-	return ID{}, fmt.Errorf("%w: neither a regular file nor a block device", ErrNoDevice)
-}
-
-func deviceNumber(rdev uint64) string {
-	return fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
-}
-
-// open takes the locks and opens the file, in this order: opening a file for
-// writing alone disturbs whoever holds a lease on it.
-func (f *File) open(path string, write bool) (n int, err error) {
-	if err := f.takeLocks(path, write); err != nil {
-		return -1, err
-	}
-	flags := unix.O_RDONLY
-	if write {
-		flags = unix.O_RDWR
-		if f.block {
-			flags |= unix.O_EXCL
-		}
-	}
-	return openIdentified(path, flags, f.id)
-}
-
-// takeLocks makes the locks those of a reader or a writer.
-func (f *File) takeLocks(path string, write bool) (err error) {
-	if f.noLocks {
-		return nil
-	}
-	if f.lock == nil {
-		f.lock, err = lockFile(path, f.id, write)
-	} else {
-		err = f.lock.setWrite(write)
-	}
-	if err != nil {
-		return err
-	}
-	if loop := loopHolder(f.id, write); loop != "" {
-		return &InUseError{Path: f.path, Holder: loop}
-	}
-	return nil
-}
-
-var errReplaced = fmt.Errorf("%w: it was replaced while it was opened", ErrBusy)
-
-// openIdentified opens path, which must still be what it was.
-func openIdentified(path string, flags int, id ID) (n int, err error) {
-	err = ignoringEINTR(func() (err error) {
-		n, err = unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
-		return err
-	})
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err = unix.Fstat(n, &st); err == nil {
-		var now ID
-		if now, err = statID(&st); err == nil && now != id {
-			err = errReplaced
-		}
-	}
-	if err != nil {
-		_ = unix.Close(n)
-		return -1, err
-	}
-	return n, nil
-}
 
 // ID is device and inode of a regular file, the device number of a block device.
 func (f *File) ID() ID { return f.id }
@@ -230,7 +97,12 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, f.fail("read", off, int64(len(p)), ErrRange)
 	}
-	done, err := preadFull(n, p, off)
+	var done int
+	if f.direct != nil {
+		done, err = f.direct.read(n, p, off)
+	} else {
+		done, err = preadFull(n, p, off)
+	}
 	if err != nil && err != io.EOF {
 		err = f.fail("read", off, int64(len(p)), err)
 	}
@@ -254,10 +126,10 @@ func preadFull(fd int, p []byte, off int64) (done int, err error) {
 	return done, nil
 }
 
-// pwriteFull writes all of p.
-func pwriteFull(fd int, p []byte, off int64) (done int, err error) {
+// pwriteFull writes all of p; flags are those of pwritev2.
+func pwriteFull(fd int, p []byte, off int64, flags int) (done int, err error) {
 	for done < len(p) {
-		k, err := unix.Pwrite(fd, p[done:], off+int64(done))
+		k, err := pwrite(fd, p[done:], off+int64(done), flags)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -271,14 +143,26 @@ func pwriteFull(fd int, p []byte, off int64) (done int, err error) {
 	return done, nil
 }
 
+// pwrite is pwrite or, with flags, pwritev2.
+func pwrite(fd int, p []byte, off int64, flags int) (int, error) {
+	if flags == 0 {
+		return unix.Pwrite(fd, p, off)
+	}
+	iov := unix.Iovec{Base: unsafe.SliceData(p)}
+	iov.SetLen(len(p))
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 // begin takes the descriptor for a change of n bytes at off, which must lie
 // within the device as it is now.
-func (f *File) begin(op string, off, n int64) (int, error) {
-	fd, err := f.fd.take()
-	if err != nil {
-		return -1, f.fail(op, off, n, err)
+func (f *File) begin(off, n int64) (fd int, size int64, err error) {
+	if fd, err = f.fd.take(); err != nil {
+		return -1, 0, err
 	}
-	var size int64
 	switch {
 	case !f.writable.Load():
 		err = ErrReadOnly
@@ -289,24 +173,31 @@ func (f *File) begin(op string, off, n int64) (int, error) {
 	}
 	if err != nil {
 		f.fd.drop()
-		return -1, f.fail(op, off, n, err)
+		return -1, 0, err
 	}
-	return fd, nil
+	return fd, size, nil
 }
 
 // WriteAt writes as [Device]. The range is checked against the size as it is
 // now: a file that shrank is not made longer again.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	fd, err := f.begin("write", off, int64(len(p)))
-	if err != nil {
-		return 0, err
-	}
-	defer f.fd.drop()
-	n, err := pwriteFull(fd, p, off)
+	n, err := f.write(p, off, 0)
 	if err != nil {
 		return n, f.fail("write", off, int64(len(p)), err)
 	}
 	return n, nil
+}
+
+func (f *File) write(p []byte, off int64, flags int) (int, error) {
+	fd, size, err := f.begin(off, int64(len(p)))
+	if err != nil || len(p) == 0 {
+		return 0, err
+	}
+	defer f.fd.drop()
+	if f.direct != nil {
+		return f.direct.write(fd, p, off, size, flags)
+	}
+	return pwriteFull(fd, p, off, flags)
 }
 
 // WriteFUA writes with RWF_DSYNC, or writes and flushes where the file system
@@ -322,12 +213,7 @@ func (f *File) WriteFUA(p []byte, off int64) (int, error) {
 	if err := f.failed.Load(); err != nil {
 		return 0, err
 	}
-	fd, err := f.begin("write", off, int64(len(p)))
-	if err != nil {
-		return 0, err
-	}
-	defer f.fd.drop()
-	n, err := pwriteDSync(fd, p, off)
+	n, err := f.write(p, off, unix.RWF_DSYNC)
 	switch {
 	case err == nil:
 		return n, nil
@@ -342,26 +228,6 @@ func (f *File) WriteFUA(p []byte, off int64) (int, error) {
 		f.failed.CompareAndSwap(nil, e)
 	}
 	return n, e
-}
-
-func pwriteDSync(fd int, p []byte, off int64) (done int, err error) {
-	for done < len(p) {
-		k, err := pwritev2(fd, p[done:], off+int64(done), unix.RWF_DSYNC)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return done, err
-		case k == 0:
-			return done, io.ErrShortWrite
-		}
-		done += k
-	}
-	return done, nil
-}
-
-func pwritev2(fd int, p []byte, off int64, flags int) (int, error) {
-	return unix.Pwritev2(fd, [][]byte{p}, off, flags)
 }
 
 // Flush is fdatasync. The kernel reports a failed write-back once and then
@@ -391,39 +257,11 @@ func (f *File) Close() error {
 	if !f.fd.close() {
 		return ErrClosed
 	}
+	if f.direct != nil && f.direct.tail != nil {
+		f.direct.tail.close()
+	}
 	f.mode.Lock()
 	defer f.mode.Unlock()
 	f.lock.close()
-	return nil
-}
-
-// reopen makes the file one for writing, or for reading only again. Requests
-// under way are not disturbed: the open file is exchanged below the number of
-// its descriptor.
-func (f *File) reopen(write bool) error {
-	f.mode.Lock()
-	defer f.mode.Unlock()
-	if f.writable.Load() == write {
-		return nil
-	}
-	// Through the descriptor: the file may have been renamed, and the node of
-	// a block device removed.
-	n, err := f.open(fmt.Sprintf("/proc/self/fd/%d", f.fd.n), write)
-	if errors.Is(err, unix.ENOENT) {
-		n, err = f.open(f.path, write)
-	}
-	if err != nil {
-		if f.lock != nil {
-			_ = f.lock.setWrite(!write)
-		}
-		return f.openError(f.path, write, err)
-	}
-	if !write {
-		f.writable.Store(false)
-	}
-	if err := f.fd.replace(n); err != nil {
-		return &Error{Op: "open", Device: f.name, Err: err}
-	}
-	f.writable.Store(write)
 	return nil
 }

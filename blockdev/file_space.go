@@ -52,9 +52,9 @@ func within(off, n, block int64) (head, middle, tail int64) {
 // range; for a block device BLKZEROOUT. The size does not change. Of a block
 // device the edges that are no whole block are written.
 func (f *File) Zero(off, n int64, unmap bool) error {
-	fd, err := f.begin("zero", off, n)
+	fd, _, err := f.begin(off, n)
 	if err != nil {
-		return err
+		return f.fail("zero", off, n, err)
 	}
 	defer f.fd.drop()
 	if n == 0 {
@@ -80,6 +80,7 @@ func (f *File) Zero(off, n int64, unmap bool) error {
 
 func (f *File) zeroBlocks(fd int, off, n int64, unmap bool) error {
 	const keep = unix.FALLOC_FL_KEEP_SIZE
+	defer f.exclude(off, n)()
 	err := error(unix.EOPNOTSUPP)
 	if unmap {
 		err = fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|keep, off, n)
@@ -108,9 +109,9 @@ func fallocate(fd int, mode uint32, off, n int64) error {
 // Discard punches a hole in a regular file and is BLKDISCARD on a block
 // device, of whole blocks there: edges are left alone.
 func (f *File) Discard(off, n int64) error {
-	fd, err := f.begin("discard", off, n)
+	fd, _, err := f.begin(off, n)
 	if err != nil {
-		return err
+		return f.fail("discard", off, n, err)
 	}
 	defer f.fd.drop()
 	if f.block {
@@ -120,6 +121,7 @@ func (f *File) Discard(off, n int64) error {
 	if n == 0 {
 		return nil
 	}
+	defer f.exclude(off, n)()
 	if f.block {
 		err = blockRange(fd, unix.BLKDISCARD, off, n)
 	} else {
@@ -174,15 +176,11 @@ func (f *File) Extent(off int64) (length int64, hole bool, err error) {
 func (f *File) Grow(size int64) error {
 	f.mode.Lock()
 	defer f.mode.Unlock()
-	fd, err := f.begin("grow", 0, 0)
-	if err != nil {
-		return err
-	}
-	defer f.fd.drop()
-	now, err := f.sizeOf(fd)
+	fd, now, err := f.begin(0, 0)
 	if err != nil {
 		return f.fail("grow", 0, 0, err)
 	}
+	defer f.fd.drop()
 	if size <= now {
 		return nil
 	}
@@ -197,9 +195,9 @@ func (f *File) Grow(size int64) error {
 
 // Preallocate takes the space of a regular file with fallocate.
 func (f *File) Preallocate(off, n int64) error {
-	fd, err := f.begin("preallocate", off, n)
+	fd, _, err := f.begin(off, n)
 	if err != nil {
-		return err
+		return f.fail("preallocate", off, n, err)
 	}
 	defer f.fd.drop()
 	if n == 0 || f.block {

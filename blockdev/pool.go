@@ -7,6 +7,7 @@ import (
 
 // PoolOptions say how a pool opens what is below.
 type PoolOptions struct {
+	Direct  bool // I/O without the page cache, see [FileOptions]
 	NoLocks bool // neither take locks nor look for those of others
 }
 
@@ -104,7 +105,7 @@ func (p *Pool) openShared(s *shared, path string, id ID, write bool) error {
 		}
 		return nil
 	}
-	f, err := OpenFile(path, FileOptions{Write: write, NoLocks: p.o.NoLocks})
+	f, err := OpenFile(path, FileOptions{Write: write, Direct: p.o.Direct, NoLocks: p.o.NoLocks})
 	if err != nil {
 		return err
 	}

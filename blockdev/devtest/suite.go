@@ -21,13 +21,13 @@ func Suite(t *testing.T, makeDevice func(t *testing.T, size int64) blockdev.Devi
 		test func(t *testing.T, dev blockdev.Device)
 	}{
 		{"Begins", 1 << 20, begins},
-		{"AnyByte", 1 << 20, anyByte},
-		{"Ends", 1 << 20, ends},
-		{"EndsOddSize", 1<<20 + 4096 + 100, ends},
-		{"Durable", 1 << 20, durable},
-		{"Zero", 1 << 20, zero},
-		{"ZeroOddSize", 1<<18 + 700, zero},
-		{"Discard", 1 << 20, discard},
+		{"AnyByte", 1 << 18, anyByte},
+		{"Ends", 1 << 17, ends},
+		{"EndsOddSize", 1<<17 + 4096 + 100, ends},
+		{"Durable", 1 << 16, durable},
+		{"Zero", 1 << 18, zero},
+		{"ZeroOddSize", 1<<17 + 4700, zero},
+		{"Discard", 1 << 17, discard},
 		{"Extents", 1 << 20, extents},
 		{"Neighbours", 1 << 16, neighbours},
 		{"Random", 1<<18 + 300, random},
@@ -252,20 +252,20 @@ func extents(t *testing.T, dev blockdev.Device) {
 // neighbours writes pieces of the same blocks from several goroutines: none
 // may undo another's.
 func neighbours(t *testing.T, dev blockdev.Device) {
-	const writers, piece, rounds = 8, 96, 40
+	const writers, piece, rounds = 8, 96, 12
 	size := dev.Size()
 	var wg sync.WaitGroup
 	for w := range writers {
 		wg.Go(func() {
 			for round := range rounds {
 				p := bytes.Repeat([]byte{byte(w<<4 | round&15)}, piece)
-				for off := int64(w * piece); off+piece <= min(size, 16<<10); off += writers * piece {
+				for off := int64(w * piece); off+piece <= min(size, 8<<10); off += writers * piece {
 					if n, err := dev.WriteAt(p, off); n != piece || err != nil {
 						t.Errorf("write at %d: %d, %v", off, n, err)
 						return
 					}
 				}
-				if round%16 == 0 {
+				if round%6 == 0 {
 					if err := dev.Flush(); err != nil {
 						t.Error(err)
 					}
@@ -276,7 +276,7 @@ func neighbours(t *testing.T, dev blockdev.Device) {
 	wg.Wait()
 	for w := range writers {
 		want := bytes.Repeat([]byte{byte(w<<4 | (rounds-1)&15)}, piece)
-		for off := int64(w * piece); off+piece <= min(size, 16<<10); off += writers * piece {
+		for off := int64(w * piece); off+piece <= min(size, 8<<10); off += writers * piece {
 			if got := read(t, dev, off, piece); !bytes.Equal(got, want) {
 				t.Fatalf("the piece at %d is %#x…, expected %#x", off, got[0], want[0])
 			}

@@ -1,6 +1,7 @@
 package devtest_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -53,6 +54,16 @@ func TestSuite(t *testing.T) {
 		},
 		"File": func(t *testing.T, size int64) blockdev.Device {
 			f, err := blockdev.OpenFile(image(t, size), blockdev.FileOptions{Write: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return closing(t, f)
+		},
+		"FileDirect": func(t *testing.T, size int64) blockdev.Device {
+			f, err := blockdev.OpenFile(image(t, size), blockdev.FileOptions{Write: true, Direct: true})
+			if errors.Is(err, blockdev.ErrUnsupported) {
+				t.Skipf("no direct I/O here: %v", err)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
