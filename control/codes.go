@@ -60,6 +60,8 @@ func (c Code) HTTPStatus() int {
 		return http.StatusForbidden
 	case CodeTimeout:
 		return http.StatusGatewayTimeout
+	case CodeUnsupported:
+		return http.StatusNotImplemented
 	default:
 		return http.StatusInternalServerError
 	}

@@ -147,7 +147,7 @@ func (d *dm) say(err error) {
 	case d.ctx.Err() != nil:
 		fmt.Fprintln(d.stderr, "dmfuse: interrupted") // dmsetup is ended by the signal
 	case d.people && errors.As(err, &o):
-		d.app.report(&failure{exitCode(o.err), fmt.Errorf("%s %s: %w", o.op, keyName(o.key), o.err), ""})
+		d.app.report(&failure{exitCode(o.err), fmt.Errorf("%s %s: %w", d.cmd.name, keyName(o.key), o.err), ""})
 	case d.people && errors.As(err, &t):
 		d.app.report(failf(t.code, "%s", strings.TrimSuffix(t.text, ".")))
 	case d.people:
@@ -303,11 +303,10 @@ func (d *dm) runCommand(args []string) int {
 		}
 		return d.code(err)
 	}
-	if err := d.reach(); err != nil {
-		d.say(err)
-		return d.code(err)
+	err := d.reach()
+	if err == nil {
+		err = d.perform(args)
 	}
-	err := d.perform(args)
 	if err == nil {
 		return exitDone
 	}
@@ -330,7 +329,7 @@ func (d *dm) reach() error {
 	}
 	var v control.Version
 	var err error
-	if d.cmd.starts && !d.o.on("concise") || d.cmd.starts {
+	if d.cmd.starts {
 		d.c, err = d.start(d.ctx)
 		if err == nil {
 			v, err = d.c.Version(d.ctx)

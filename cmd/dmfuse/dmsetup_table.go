@@ -50,7 +50,10 @@ func (d *dm) parseTable(text, where string) ([]mapper.Line, error) {
 	if !d.people && errors.As(err, &l) {
 		return nil, d.plain(exitUsage, "Invalid format on line %d of table %s.", l.Line, where)
 	}
-	return nil, usagef("the table %s is not valid: %w", where, err)
+	if where != "" && where != "on stdin" {
+		where = "in " + where
+	}
+	return nil, usagef("%s: the table %s: %w", d.cmd.name, strings.TrimSpace(where+" is not valid"), err)
 }
 
 // wireTable makes the lines to send: relative paths become absolute, and every

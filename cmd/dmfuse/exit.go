@@ -29,7 +29,12 @@ type failure struct {
 	next string // what the user can do; may be empty
 }
 
-func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Error() string {
+	if f.err == nil {
+		return fmt.Sprintf("exit code %d", f.code)
+	}
+	return f.err.Error()
+}
 func (f *failure) Unwrap() error { return f.err }
 
 // fail gives err an exit code and advice: what failed, on which item and why

@@ -12,9 +12,10 @@ import (
 )
 
 // inUse says who uses the files of the mount from outside: loop devices and
-// processes. Devices that only other devices use do not count.
-func (d *daemon) inUse() error {
-	holders := mountHolders(d.o.mount)
+// processes other than except. Devices that only other devices use do not
+// count.
+func (d *daemon) inUse(except int) error {
+	holders := mountHolders(d.o.mount, except)
 	if len(holders) == 0 {
 		return nil
 	}
@@ -27,8 +28,8 @@ func (d *daemon) inUse() error {
 // mountHolders names the loop devices whose file is below dir and the
 // processes that have files there open, mapped or as their directory. It looks
 // at names in sysfs and proc alone, as asking a file of the mount could wait
-// for a suspended device.
-func mountHolders(dir string) []string {
+// for a suspended device. The process except is left out.
+func mountHolders(dir string, except int) []string {
 	var holders []string
 	loops, _ := listLoops() // without sysfs there are no loop devices to name
 	for _, l := range loops {
@@ -37,7 +38,7 @@ func mountHolders(dir string) []string {
 		}
 	}
 	for _, pid := range pids() {
-		if files := filesBelow(pid, dir); len(files) > 0 {
+		if files := filesBelow(pid, dir); len(files) > 0 && pid != except {
 			holders = append(holders, fmt.Sprintf("pid %d (%s): %s", pid, commandName(pid), strings.Join(files, ", ")))
 		}
 	}

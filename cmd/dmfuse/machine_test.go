@@ -135,7 +135,7 @@ func (m *machine) serve(types *target.Set) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := server.New(server.Options{Manager: m.m, Targets: targetTypes(types), Version: control.Version{Version: "test", Major: 253}})
+	s := server.New(server.Options{Manager: m.m, Targets: targetTypes(types), Version: func() control.Version { return control.Version{Version: "test", Major: 253} }})
 	blk, err := net.Listen("unix", m.socket+".blk")
 	if err != nil {
 		t.Fatal(err)

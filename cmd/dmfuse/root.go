@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -22,8 +24,6 @@ func (a *app) run(ctx context.Context, argv []string) int {
 	if err == nil {
 		return exitDone
 	}
-	// What cobra itself finds (unknown verb or flag, wrong number of
-	// arguments) is a usage error; verbs return failures of their own.
 	a.report(err)
 	return exitCode(err)
 }
@@ -34,6 +34,8 @@ func newRootCommand(a *app) *cobra.Command {
 		Short:         "device-mapper without the kernel: snapshots and mirrors of disk images as files",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          unknownVerb,
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -50,6 +52,19 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddCommand(dmsetupCommands(a)...)
 	root.AddCommand(peopleCommands(a)...)
 	return root
+}
+
+// unknownVerb answers words that are no verb, or none at all.
+func unknownVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		cmd.SetOut(cmd.ErrOrStderr())
+		return errors.Join(cmd.Help(), silent(exitUsage))
+	}
+	text := fmt.Sprintf("there is no verb %q", args[0])
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		text += "; did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return fail(exitUsage, errors.New(text), "see the verbs with: dmfuse --help")
 }
 
 // asUsage marks an argument error of cobra as a usage error.

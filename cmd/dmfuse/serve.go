@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -197,7 +198,7 @@ func (d *daemon) listen() error {
 	}
 	d.listener = l
 	d.server = server.New(server.Options{
-		Manager: d.manager, Targets: targetTypes(d.types()), Version: d.version(), Log: d.log,
+		Manager: d.manager, Targets: targetTypes(d.types()), Version: d.version, Log: d.log,
 		Path:     func(name string) string { return filepath.Join(d.o.mount, name) },
 		Shutdown: d.shutdown,
 	})
@@ -210,7 +211,7 @@ func (d *daemon) version() control.Version {
 	return control.Version{
 		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
 		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
-		Leftovers: d.leftovers, Restored: d.problems,
+		Leftovers: stillThere(d.leftovers, nil), Restored: d.problems,
 	}
 }
 
@@ -246,8 +247,8 @@ func (d *daemon) loop(signals <-chan os.Signal) {
 			return
 		case sig := <-signals:
 			d.log.WithField("signal", sig).Info("asked to end")
-			if err := d.shutdown(context.Background(), false); err != nil {
-				d.log.WithError(err).Error("not ended")
+			if err := d.shutdown(context.Background(), 0, false); err != nil {
+				d.notEnded(err)
 			}
 		case err := <-d.serving:
 			d.serving <- err
@@ -270,24 +271,35 @@ func (d *daemon) unmountedByOther() {
 		return
 	}
 	d.log.Warn("the mount was taken away by somebody else: ending")
-	if err := d.shutdown(context.Background(), true); err != nil {
-		d.log.WithError(err).Error("not ended")
+	if err := d.shutdown(context.Background(), 0, true); err != nil {
+		d.notEnded(err)
 	}
 }
 
 // shutdownLimit is how long the devices have for their last flush.
 const shutdownLimit = 2 * time.Minute
 
-// shutdown ends the daemon, or says who still uses its devices. It returns
+// notEnded logs why a shutdown was refused, with who holds the devices.
+func (d *daemon) notEnded(err error) {
+	log := d.log.WithError(err)
+	var c *control.Error
+	if errors.As(err, &c) && len(c.Holders) > 0 {
+		log = log.WithField("holders", strings.Join(c.Holders, "; "))
+	}
+	log.Error("not ended")
+}
+
+// shutdown ends the daemon, or says who still uses its devices; what the
+// process pid has open does not count, as it is the one who asks. It returns
 // when everything is durable and unmounted; finish does the rest.
-func (d *daemon) shutdown(ctx context.Context, force bool) error {
+func (d *daemon) shutdown(ctx context.Context, pid int, force bool) error {
 	d.ending.Lock()
 	defer d.ending.Unlock()
 	if d.over {
 		return nil
 	}
 	if !force {
-		if err := d.inUse(); err != nil {
+		if err := d.inUse(pid); err != nil {
 			return err
 		}
 	}
@@ -324,7 +336,7 @@ func (d *daemon) unmount(ctx context.Context, force bool) error {
 		return nil
 	case !force:
 		e := control.Errorf(control.CodeBusy, "the mount %s is in use: %v", d.o.mount, err)
-		e.Holders = mountHolders(d.o.mount)
+		e.Holders = mountHolders(d.o.mount, 0)
 		return e
 	}
 	d.log.WithError(err).Warn("the mount is in use and is taken out of the tree")

@@ -26,7 +26,7 @@ func (s *Server) single(op string) handler {
 			return nil, control.Errorf(control.CodeInvalid, "the body says op %q, the path %q", st.Op, op)
 		}
 		st.Op = op
-		res, _, err := s.step(r.Context(), st)
+		res, _, err := s.step(r.Context(), st, false)
 		if err != nil {
 			return nil, stepError(err, -1, st, nil)
 		}
@@ -40,8 +40,12 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 	if err := body(r, &req); err != nil {
 		return nil, err
 	}
-	s.apply.Lock()
-	defer s.apply.Unlock()
+	select {
+	case s.apply <- struct{}{}:
+		defer func() { <-s.apply }()
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
 	run := &applyRun{s: s, made: map[string]int{}}
 	defer run.close(r.Context())
 	for i, st := range req.Steps {
@@ -49,7 +53,7 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 		if err := r.Context().Err(); err != nil {
 			return nil, run.fail(r.Context(), err, i, st)
 		}
-		res, back, err := s.step(r.Context(), st)
+		res, back, err := s.step(r.Context(), st, !run.isMade(st.Name))
 		run.note(st, res, back, err)
 		if err != nil {
 			return nil, run.fail(r.Context(), err, i, st)

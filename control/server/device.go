@@ -185,14 +185,14 @@ func (s *Server) discard(r *http.Request) (any, error) {
 	if err := body(r, &req); err != nil {
 		return nil, err
 	}
-	n := req.LengthBytes
+	off, n, size := req.OffsetBytes, req.LengthBytes, d.Size()
 	if n < 0 {
-		n = d.Size() - req.OffsetBytes
+		n = size - off
 	}
-	if req.OffsetBytes < 0 || n < 0 || req.OffsetBytes+n > d.Size() {
-		return nil, control.Errorf(control.CodeRange, "bytes %d+%d do not lie within %s, which has %d", req.OffsetBytes, n, d.Name(), d.Size())
+	if off < 0 || off > size || n < 0 || n > size-off {
+		return nil, control.Errorf(control.CodeRange, "bytes %d+%d do not lie within %s, which has %d", off, n, d.Name(), size)
 	}
-	return nil, d.Discard(r.Context(), req.OffsetBytes, n)
+	return nil, d.Discard(r.Context(), off, n)
 }
 
 func (s *Server) flush(r *http.Request) (any, error) {

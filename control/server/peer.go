@@ -41,15 +41,21 @@ func peerCred(c net.Conn) (*unix.Ucred, error) {
 	return cred, errors.Join(err, cerr)
 }
 
-func peerUID(ctx context.Context) (uint32, error) {
+// peerOf is the process at the other end of the connection of a request.
+func peerOf(ctx context.Context) peer {
 	p, ok := ctx.Value(peerKey{}).(peer)
 	if !ok {
-		return 0, errors.New("no connection")
+		return peer{err: errors.New("no connection")}
 	}
+	return p
+}
+
+// pid is the process id, 0 when it is not known.
+func (p peer) pid() int {
 	if p.err != nil {
-		return 0, p.err
+		return 0
 	}
-	return p.cred.Uid, nil
+	return int(p.cred.Pid)
 }
 
 // statFile says which file is under a path.

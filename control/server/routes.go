@@ -41,7 +41,11 @@ func (s *Server) routes() http.Handler {
 	return m
 }
 
-func (s *Server) version(*http.Request) (any, error) { return s.opts.Version, nil }
+func (s *Server) version(*http.Request) (any, error) {
+	v := s.opts.Version()
+	v.Protocol = control.Protocol
+	return v, nil
+}
 
 func (s *Server) targets(*http.Request) (any, error) {
 	return control.TargetsReply{Targets: s.opts.Targets}, nil
@@ -59,5 +63,5 @@ func (s *Server) shutdown(r *http.Request) (any, error) {
 	if s.opts.Shutdown == nil {
 		return nil, control.Errorf(control.CodeUnsupported, "this daemon cannot be shut down from outside")
 	}
-	return nil, s.opts.Shutdown(r.Context(), req.Force)
+	return nil, s.opts.Shutdown(r.Context(), peerOf(r.Context()).pid(), req.Force)
 }

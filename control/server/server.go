@@ -22,14 +22,17 @@ import (
 type Options struct {
 	Manager *mapper.Manager      // required
 	Targets []control.TargetType // what "targets" answers, by name
-	Version control.Version      // what "version" answers; Protocol is filled in
+
+	// Version is what "version" answers; Protocol is filled in.
+	Version func() control.Version
 
 	// Path is where the file of a device is. Nil: devices have no files.
 	Path func(name string) string
 
 	// Shutdown ends the daemon, all but the connections of this server. It
-	// returns nil when all is done, or why it will not. Nil: refused.
-	Shutdown func(ctx context.Context, force bool) error
+	// returns nil when all is done, or why it will not; pid is the process that
+	// asks. Nil: refused.
+	Shutdown func(ctx context.Context, pid int, force bool) error
 
 	// Allowed says whether a user may use the socket. Nil: root and the user
 	// this process runs as.
@@ -48,7 +51,7 @@ type Server struct {
 	log  logrus.FieldLogger
 	http http.Server
 
-	apply sync.Mutex // held while the steps of one apply run
+	apply chan struct{} // holds one element while the steps of an apply run
 
 	done     chan struct{} // closed by Close: streams and waits end
 	doneOnce sync.Once
@@ -56,7 +59,6 @@ type Server struct {
 
 // New makes a server. Serve starts it.
 func New(o Options) *Server {
-	o.Version.Protocol = control.Protocol
 	if o.Path == nil {
 		o.Path = func(string) string { return "" }
 	}
@@ -72,7 +74,7 @@ func New(o Options) *Server {
 		l.SetOutput(nothing{})
 		o.Log = l
 	}
-	s := &Server{opts: o, log: o.Log, done: make(chan struct{})}
+	s := &Server{opts: o, log: o.Log, apply: make(chan struct{}, 1), done: make(chan struct{})}
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ConnContext:       peerContext,
@@ -142,17 +144,17 @@ func (s *Server) guarded(h handler, r *http.Request) (reply any, err error) {
 
 // admit checks who calls and in which protocol.
 func (s *Server) admit(r *http.Request) error {
-	uid, err := peerUID(r.Context())
-	if err != nil {
-		return control.Errorf(control.CodePermission, "who calls is not known: %v", err)
+	who := peerOf(r.Context())
+	if who.err != nil {
+		return control.Errorf(control.CodePermission, "who calls is not known: %v", who.err)
 	}
-	if !s.opts.Allowed(uid) {
-		return control.Errorf(control.CodePermission, "user %d may not use this daemon: only root and the user it runs as may", uid)
+	if !s.opts.Allowed(who.cred.Uid) {
+		return control.Errorf(control.CodePermission, "user %d may not use this daemon: only root and the user it runs as may", who.cred.Uid)
 	}
 	p := r.Header.Get(control.ProtocolHeader)
 	if p != "" && p != strconv.Itoa(control.Protocol) && r.URL.Path != "/v1/version" {
 		return control.Errorf(control.CodeProtocol, "the caller speaks protocol %.10s, this daemon (dmfuse %s) protocol %d",
-			p, s.opts.Version.Version, control.Protocol)
+			p, s.opts.Version().Version, control.Protocol)
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
@@ -16,10 +18,10 @@ type undo struct {
 	run  func(ctx context.Context) error
 }
 
-// step does one step. The undo it returns may be nil: there is nothing to take
-// back, or it cannot be taken back. A step that fails after it changed
-// something returns an undo as well as the error.
-func (s *Server) step(ctx context.Context, st control.Step) (control.StepResult, *undo, error) {
+// step does one step; with undoable it notes how to take it back. The undo may
+// be nil all the same: there is nothing to take back, or it cannot be. A step
+// that fails after it changed something returns an undo as well as the error.
+func (s *Server) step(ctx context.Context, st control.Step, undoable bool) (control.StepResult, *undo, error) {
 	if err := s.checkViews(st); err != nil {
 		return control.StepResult{}, nil, err
 	}
@@ -34,7 +36,7 @@ func (s *Server) step(ctx context.Context, st control.Step) (control.StepResult,
 		deferred, err := s.opts.Manager.Remove(ctx, mapper.ByName(d.Name()), mapper.RemoveOptions{Deferred: st.Deferred})
 		return control.StepResult{Deferred: deferred}, nil, err
 	}
-	back, err := s.change(ctx, d, st)
+	back, err := s.change(ctx, d, st, undoable)
 	if err != nil {
 		return control.StepResult{}, back, err
 	}
@@ -43,16 +45,23 @@ func (s *Server) step(ctx context.Context, st control.Step) (control.StepResult,
 }
 
 // change does a step that leaves the device where it is.
-func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
+func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, undoable bool) (*undo, error) {
+	var old tables
+	if undoable {
+		var err error
+		if old, err = tablesOf(d); err != nil {
+			return nil, err
+		}
+	}
 	switch st.Op {
 	case control.OpLoad:
-		return s.load(ctx, d, st)
+		return load(ctx, d, st, old)
 	case control.OpClear:
-		return s.clear(d)
+		return clear(d, old)
 	case control.OpSuspend:
-		return s.suspend(ctx, d, st)
+		return suspend(ctx, d, st)
 	case control.OpResume:
-		return s.resume(ctx, d, st)
+		return resume(ctx, d, st, old)
 	case control.OpRename:
 		return s.rename(d, st)
 	case control.OpSetUUID:
@@ -113,33 +122,48 @@ func (s *Server) setAttr(d *mapper.Device, c *control.Attr) (*undo, error) {
 	}}, nil
 }
 
-// tables notes what is in a slot of a device, to load it again.
-func (s *Server) tables(d *mapper.Device, inactive bool) ([]mapper.Line, bool, error) {
-	i := d.Info(inactive)
-	if !i.Live && !inactive || !i.Inactive && inactive {
-		return nil, false, nil
+// slot is the table in one of the slots of a device; no lines: it is empty.
+type slot struct {
+	lines    []mapper.Line
+	readOnly bool
+}
+
+// tables are both slots of a device, to load them again.
+type tables struct{ live, waiting slot }
+
+func tablesOf(d *mapper.Device) (t tables, err error) {
+	if t.live, err = slotOf(d, false); err != nil {
+		return t, err
 	}
-	var text string
+	t.waiting, err = slotOf(d, true)
+	return t, err
+}
+
+func slotOf(d *mapper.Device, inactive bool) (slot, error) {
+	var text strings.Builder
 	for _, t := range d.Status(target.StatusTable, inactive, true) {
-		text += fmt.Sprintf("%d %d %s %s\n", t.Start, t.Length, t.Type, t.Params)
+		fmt.Fprintf(&text, "%d %d %s %s\n", t.Start, t.Length, t.Type, t.Params)
 	}
-	lines, err := mapper.ParseTable(text, mapper.GrammarDmfuse)
-	return lines, i.ReadOnly, err
+	lines, err := mapper.ParseTable(text.String(), mapper.GrammarDmfuse)
+	return slot{lines, d.Info(inactive).ReadOnly}, err
 }
 
 // fill puts what was noted back into the inactive slot.
-func fill(ctx context.Context, d *mapper.Device, lines []mapper.Line, readOnly bool) error {
-	if len(lines) == 0 {
+func (t slot) fill(ctx context.Context, d *mapper.Device) error {
+	if len(t.lines) == 0 {
 		return d.Clear()
 	}
-	return d.Load(ctx, lines, readOnly)
+	return d.Load(ctx, t.lines, t.readOnly)
 }
 
-func (s *Server) load(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
-	old, ro, err := s.tables(d, true)
-	if err != nil {
-		return nil, err
-	}
+// same says whether two slots hold the same table.
+func (t slot) same(o slot) bool {
+	return t.readOnly == o.readOnly && slices.EqualFunc(t.lines, o.lines, func(a, b mapper.Line) bool {
+		return a.Start == b.Start && a.Length == b.Length && a.Type == b.Type && slices.Equal(a.Args, b.Args)
+	})
+}
+
+func load(ctx context.Context, d *mapper.Device, st control.Step, old tables) (*undo, error) {
 	lines := make([]mapper.Line, 0, len(st.Table))
 	for _, l := range st.Table {
 		lines = append(lines, mapper.Line{
@@ -147,27 +171,35 @@ func (s *Server) load(ctx context.Context, d *mapper.Device, st control.Step) (*
 		})
 	}
 	if err := d.Load(ctx, lines, st.ReadOnly); err != nil {
-		return nil, err
+		return nil, lowerMissing(err)
 	}
 	return &undo{"drop the table loaded into " + d.Name(), func(ctx context.Context) error {
-		return fill(ctx, d, old, ro)
+		return old.waiting.fill(ctx, d)
 	}}, nil
 }
 
-func (s *Server) clear(d *mapper.Device) (*undo, error) {
-	old, ro, err := s.tables(d, true)
-	if err != nil {
-		return nil, err
+// lowerMissing tells a device that a table names and that is not there from
+// the device the table is for: the errno is the same.
+func lowerMissing(err error) error {
+	e := wireError(err)
+	if e.Code != control.CodeNotFound {
+		return err
 	}
+	other := *e
+	other.Code = control.CodeNoDevice
+	return &other
+}
+
+func clear(d *mapper.Device, old tables) (*undo, error) {
 	if err := d.Clear(); err != nil {
 		return nil, err
 	}
 	return &undo{"load the inactive table of " + d.Name() + " again", func(ctx context.Context) error {
-		return fill(ctx, d, old, ro)
+		return old.waiting.fill(ctx, d)
 	}}, nil
 }
 
-func (s *Server) suspend(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
+func suspend(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
 	was := d.Info(false).Suspended
 	o := mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS}
 	if err := d.Suspend(ctx, o); err != nil || was {
@@ -180,45 +212,45 @@ func (s *Server) suspend(ctx context.Context, d *mapper.Device, st control.Step)
 
 // resume may swap tables, so its undo brings back the one that was live, the
 // one that was waiting, and the state.
-func (s *Server) resume(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
+func resume(ctx context.Context, d *mapper.Device, st control.Step, old tables) (*undo, error) {
 	was := d.Info(false)
-	live, liveRO, err := s.tables(d, false)
-	if err != nil {
-		return nil, err
+	err := d.Resume(ctx, mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS})
+	if err == nil && !was.Inactive && !was.Suspended {
+		return nil, nil
 	}
-	waiting, waitingRO, err := s.tables(d, true)
-	if err != nil {
-		return nil, err
-	}
-	o := mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS}
-	if !was.Inactive && !was.Suspended {
-		return nil, d.Resume(ctx, o)
-	}
-	err = d.Resume(ctx, o)
-	swapped := err == nil && was.Inactive
 	return &undo{"bring " + d.Name() + " back to the table and state it had", func(ctx context.Context) error {
-		if swapped {
-			if !was.Live {
-				return fmt.Errorf("%s had no live table before", d.Name())
-			}
-			if err := fill(ctx, d, live, liveRO); err != nil {
-				return err
-			}
-		}
-		// After a failed resume the device is left suspended with its old
-		// table, and the new one is gone: resuming brings the old one back.
-		if swapped || d.Info(false).Suspended && !was.Suspended {
-			if err := d.Resume(ctx, mapper.SuspendOptions{}); err != nil {
-				return err
-			}
-		}
-		if was.Suspended {
-			if err := d.Suspend(ctx, mapper.SuspendOptions{}); err != nil {
-				return err
-			}
-		}
-		return fill(ctx, d, waiting, waitingRO)
+		return restore(ctx, d, was, old)
 	}}, err
+}
+
+// restore brings a device back after a resume, or one that failed on its way.
+func restore(ctx context.Context, d *mapper.Device, was mapper.Info, old tables) error {
+	now, err := slotOf(d, false)
+	if err != nil {
+		return err
+	}
+	// A resume that was refused by the new table has swapped it in all the
+	// same; one that failed before has thrown it away.
+	swapped := !now.same(old.live)
+	if swapped && !was.Live {
+		return fmt.Errorf("%s had no live table before", d.Name())
+	}
+	if swapped {
+		if err := old.live.fill(ctx, d); err != nil {
+			return err
+		}
+	}
+	if swapped || d.Info(false).Suspended && !was.Suspended {
+		if err := d.Resume(ctx, mapper.SuspendOptions{}); err != nil {
+			return err
+		}
+	}
+	if was.Suspended {
+		if err := d.Suspend(ctx, mapper.SuspendOptions{}); err != nil {
+			return err
+		}
+	}
+	return old.waiting.fill(ctx, d)
 }
 
 func (s *Server) rename(d *mapper.Device, st control.Step) (*undo, error) {
