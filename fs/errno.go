@@ -21,6 +21,7 @@ const (
 	statusPastEnd     = fuse.Status(syscall.ENXIO)      // lseek at or past the end
 	statusUnsupported = fuse.Status(syscall.EOPNOTSUPP) // a mode of fallocate, copy_file_range
 	statusNoIoctl     = fuse.Status(syscall.ENOTTY)     // an ioctl we do not know
+	statusFault       = fuse.EIO                        // a panic: a fault of ours
 	statusNoData      = fuse.ENODATA                    // no such extended attribute
 )
 

@@ -63,7 +63,7 @@ func (f *FileSystem) OnUnmount() {
 // ours must not take the mount, and with it all other devices, down.
 func (f *FileSystem) panicked(v any) fuse.Status {
 	f.log.WithField("panic", v).Errorf("a request failed by a fault of dmfuse\n%s", debug.Stack())
-	return fuse.EIO
+	return statusFault
 }
 
 // device returns the device of a node, whether open or not.

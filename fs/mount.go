@@ -12,6 +12,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // subtype makes the type of the mount "fuse.dmfuse": by it a mount of ours is
@@ -138,10 +140,10 @@ func (s *Server) Unmount(ctx context.Context) error {
 	defer retry.Stop()
 	for !s.gone() {
 		err := unmountClean(s.dir)
-		if err == nil || errors.Is(err, syscall.EINVAL) { // EINVAL: nothing is mounted there
+		if err == nil || errors.Is(err, syscall.EINVAL) { // errno: umount's word for "nothing is mounted there"
 			break
 		}
-		if !errors.Is(err, syscall.EBUSY) {
+		if blockdev.Kind(err) != blockdev.ErrBusy {
 			return fmt.Errorf("unmount %s: %w", s.dir, err)
 		}
 		select {
@@ -226,7 +228,7 @@ func prepareDir(o Options) (string, error) {
 		return "", err
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
-		return "", syscall.ENOTDIR
+		return "", fmt.Errorf("%w: not a directory", blockdev.ErrNoDevice)
 	}
 	return dir, nil
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // mountFuse mounts at dir and returns the descriptor of /dev/fuse, which is
@@ -19,7 +21,7 @@ import (
 func mountFuse(dir string, o Options) (int, error) {
 	if os.Geteuid() == 0 {
 		fd, err := mountDirect(dir, o)
-		if err == nil || !errors.Is(err, unix.EPERM) {
+		if err == nil || !errors.Is(err, unix.EPERM) { // errno: mount's word for "not you"
 			return fd, err
 		}
 	}
@@ -120,7 +122,7 @@ func helper() (string, error) {
 func helperError(bin string, err error, said string) error {
 	said = strings.TrimSpace(said)
 	if strings.Contains(said, "busy") {
-		return fmt.Errorf("%w: %s", unix.EBUSY, said)
+		return fmt.Errorf("%w: %s", blockdev.ErrBusy, said)
 	}
 	if said == "" {
 		return fmt.Errorf("%s: %w", bin, err)
@@ -143,7 +145,7 @@ func abortMount(dir string) error {
 
 func unmount(dir string, flags int, arg string) error {
 	err := unix.Unmount(dir, flags)
-	if err == nil || !errors.Is(err, unix.EPERM) {
+	if err == nil || !errors.Is(err, unix.EPERM) { // errno: umount's word for "not you"
 		return err
 	}
 	bin, err := helper()

@@ -206,7 +206,7 @@ func TestMount_NoDirectory(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fs.Mount(fstest.NewList(), fs.Options{Dir: file}); !errors.Is(err, unix.ENOTDIR) {
+	if _, err := fs.Mount(fstest.NewList(), fs.Options{Dir: file}); blockdev.Kind(err) != blockdev.ErrNoDevice {
 		t.Errorf("mounting on a file: %v", err)
 	}
 }

@@ -68,27 +68,6 @@ type Attr = mapper.Attr
 
 var _ Device = (*mapper.Device)(nil)
 
-// FromManager makes the devices of m a Source.
-func FromManager(m *mapper.Manager) Source { return managerSource{m} }
-
-type managerSource struct{ m *mapper.Manager }
-
-func (s managerSource) Lookup(name string) (Device, bool) {
-	d, err := s.m.Device(mapper.Key{Name: name, Minor: -1})
-	return d, err == nil
-}
-
-func (s managerSource) BySerial(serial uint64) (Device, bool) { return s.m.BySerial(serial) }
-
-func (s managerSource) List() []Device {
-	all := s.m.Devices()
-	list := make([]Device, len(all))
-	for i, d := range all {
-		list[i] = d
-	}
-	return list
-}
-
 // InfoKinds are the information files of each device, in the order in which
 // they are listed. The place in this list is part of the node id: append only.
 func InfoKinds() []string { return infoKinds[:] }

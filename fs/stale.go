@@ -29,7 +29,7 @@ func clearStale(dir string, log logrus.FieldLogger) error {
 			return nil
 		}
 		err = alive(dir)
-		dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+		dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) // errno: nobody serves the mount
 		switch {
 		case kind != "fuse."+subtype && dead:
 			return fmt.Errorf("%w: a dead mount of type %s is there; unmount it first", blockdev.ErrBusy, kind)
