@@ -74,20 +74,21 @@ func (s *session) planCow(w cowWish, name string, origin place, size int64, file
 	if err := s.findCow(c); err != nil {
 		return nil, err
 	}
+	if err := checkChunkSize(w.chunk, origin.blockSize, c.place.blockSize); err != nil {
+		return nil, fail(exitUsage, err, "")
+	}
+	err := checkDir(c.path)
+	if c.exists {
+		err = s.checkCow(c, origin, w.force)
+	}
+	if err != nil {
+		return nil, err
+	}
 	full, err := cowSizeFor(size, w.chunk, w.temp)
 	if err != nil && w.size == 0 {
 		return nil, err
 	}
-	if err := c.choose(w, full); err != nil {
-		return nil, err
-	}
-	if err := checkChunkSize(w.chunk, origin.blockSize, c.place.blockSize); err != nil {
-		return nil, fail(exitUsage, err, "")
-	}
-	if !c.exists {
-		return c, checkDir(c.path)
-	}
-	return c, s.checkCow(c, origin, w.force)
+	return c, c.choose(w, full)
 }
 
 // findCow looks whether the COW exists.
@@ -121,7 +122,7 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 		c.size = c.place.size
 	case w.size != 0:
 		c.size = max(w.size-w.size%w.chunk, c.place.size)
-	case c.exists && c.place.size > 0 && !w.force:
+	case c.place.size > 0 && !c.wipe:
 		c.size = c.place.size
 	default:
 		c.size = full

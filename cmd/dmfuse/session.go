@@ -255,8 +255,11 @@ func (s *session) above(name string) []mapped {
 // lower device of each table; false when it ends in something else.
 func (s *session) lowestFile(p place) (string, bool) {
 	for range 64 { // tables have no loops, but what we read may be changing
+		if p.block {
+			return "", false
+		}
 		if p.device == nil {
-			return p.path, !p.block
+			return p.path, true
 		}
 		m, ok := s.deviceOf(p.device.Name)
 		if !ok || len(m.lines) == 0 {
