@@ -29,7 +29,7 @@ func (m *meter) during(do func() (int, error)) (int, error) {
 		m.since = time.Now()
 	}
 	m.mu.Unlock()
-	time.Sleep(10 * time.Millisecond)
+	time.Sleep(10 * time.Millisecond) // sleep: the work takes a while, so that workers meet in it
 	n, err := do()
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -29,7 +29,7 @@ func (m *Manager) remove(ctx context.Context, d *Device, o RemoveOptions) (defer
 		if err := d.lock(ctx); err != nil {
 			return false, err
 		}
-		busy, closed := d.claim(o.Deferred)
+		closed, busy := d.claim(o.Deferred)
 		if busy == nil {
 			break
 		}
@@ -50,7 +50,7 @@ func (m *Manager) remove(ctx context.Context, d *Device, o RemoveOptions) (defer
 // claim marks the device as being removed, unless it is open. Then it gives a
 // channel that is closed at the next release, if a release of the file alone
 // would do.
-func (d *Device) claim(deferred bool) (busy error, closed <-chan struct{}) {
+func (d *Device) claim(deferred bool) (closed <-chan struct{}, busy error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.fileOpens+d.tableOpens == 0 {
@@ -63,12 +63,12 @@ func (d *Device) claim(deferred bool) (busy error, closed <-chan struct{}) {
 	busy = fmt.Errorf("%w: device %s is open: %d times as a file, by %d other devices",
 		blockdev.ErrBusy, d.Name(), d.fileOpens, d.tableOpens)
 	if d.tableOpens > 0 {
-		return busy, nil
+		return nil, busy
 	}
 	if d.closed == nil {
 		d.closed = make(chan struct{})
 	}
-	return busy, d.closed
+	return d.closed, busy
 }
 
 // waitClosed reports whether closed was closed within limit.

@@ -345,7 +345,8 @@ func identity(t *testing.T, dev blockdev.Device) {
 	if !ok {
 		return
 	}
-	if d.ID() != d.ID() || d.Name() != d.Name() || d.Name() == "" {
-		t.Errorf("identity %v, name %q", d.ID(), d.Name())
+	id, name := d.ID(), d.Name()
+	if id != d.ID() || name != d.Name() || name == "" {
+		t.Errorf("identity %v, name %q; then %v, %q", id, name, d.ID(), d.Name())
 	}
 }
