@@ -19,6 +19,8 @@ type Pool struct {
 
 	mu     sync.Mutex
 	shared map[ID]*shared
+
+	guards guards
 }
 
 // shared is a file that is open in a pool.
