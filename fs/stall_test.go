@@ -88,6 +88,35 @@ func TestStall_KilledClientLeavesNothing(t *testing.T) {
 	run(t, "dd", "if="+m.path("vol"), "of=/dev/null", "bs=64k")
 }
 
+// The kernel lets a process with asynchronous requests under way not end before
+// they are answered, killed or not; after that nothing is left behind.
+func TestStall_KilledAsynchronousClient(t *testing.T) {
+	need(t, "fio")
+	dev := fstest.NewMemory(1, "vol", 16<<20)
+	m := mount(t, dev)
+	dev.Suspend()
+	t.Cleanup(dev.Resume)
+	fio := exec.Command("fio", "--name=j", "--filename="+m.path("vol"), "--rw=randread", "--bs=4k", "--size=16M", "--thread",
+		"--ioengine=libaio", "--direct=1", "--iodepth=32", "--allow_file_create=0")
+	if err := fio.Start(); err != nil {
+		t.Fatal(err)
+	}
+	onHang(t, "fio", func() { _ = fio.Process.Kill() })
+	ended := make(chan error, 1)
+	go func() { ended <- fio.Wait() }()
+	awaitDevice(t, dev, "32 requests wait", func() bool { return dev.Waiting() >= 32 })
+	if err := fio.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	dev.Resume()
+	select {
+	case <-ended:
+	case <-time.After(waitLimit):
+		t.Fatal("fio does not end")
+	}
+	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+}
+
 // An interrupt ends waiting.
 func TestStall_SignalEndsWaiting(t *testing.T) {
 	dev := fstest.NewMemory(1, "vol", 1<<20)
