@@ -2,8 +2,6 @@ package kcopyd
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -13,21 +11,11 @@ import (
 // benchDevs makes a source full of data and n destinations.
 func benchDevs(b *testing.B, kind string, size int64, n int) (src blockdev.Device, dests []blockdev.Device) {
 	b.Helper()
-	dir := b.TempDir()
 	open := func(name string) blockdev.Device {
 		if kind == "mem" {
 			return blockdev.NewMem(size)
 		}
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
-			b.Fatal(err)
-		}
-		f, err := blockdev.OpenFile(path, blockdev.FileOptions{Write: true})
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() { f.Close() })
-		return f
+		return newFile(b, name, blockdev.SectorsIn(size))
 	}
 	src = open("src")
 	check(b, devtest.Fill(src, sourceSeed, 0, blockdev.SectorsIn(size)))

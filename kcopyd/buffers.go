@@ -3,6 +3,8 @@ package kcopyd
 import (
 	"math/bits"
 	"unsafe"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // PageSize is the unit of the buffer budget, in bytes.
@@ -35,7 +37,7 @@ func (b *buffers) take(n int) []byte {
 		return nil
 	}
 	if b.arena == nil {
-		b.arena = alignedBytes(b.pages * PageSize)
+		b.arena = blockdev.AlignedBytes(b.pages * PageSize)
 	}
 	b.mark(first, n)
 	b.free -= n
@@ -91,11 +93,4 @@ func (b *buffers) mark(first, n int) {
 		first += k
 		n -= k
 	}
-}
-
-// alignedBytes returns n bytes that begin at a page border.
-func alignedBytes(n int) []byte {
-	raw := make([]byte, n+PageSize-1)
-	skip := int(-uintptr(unsafe.Pointer(&raw[0])) & (PageSize - 1))
-	return raw[skip : skip+n : skip+n]
 }

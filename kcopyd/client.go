@@ -19,6 +19,12 @@ const (
 	// buffer, and few long calls are faster than many short ones.
 	zeroBytes = 16 << 20
 
+	// offloadMinBytes is the request from which on the file system is asked to
+	// copy, offloadBytes what it is asked for at a time. Small copies would
+	// gain nothing, and cut an origin file into shared extents.
+	offloadMinBytes = 1 << 20
+	offloadBytes    = 4 << 20
+
 	// defaultWorkers bounds the goroutines that do I/O for one client.
 	defaultWorkers = 16
 
@@ -44,17 +50,20 @@ type Options struct {
 
 	// manual (tests only) starts no goroutines: the test calls step.
 	manual bool
+	// copyRange (tests only) stands for the file system's copy.
+	copyRange func(dst blockdev.Device, dstOff int64, src blockdev.Device, srcOff, n int64) error
 }
 
 // Client copies for one user. All methods may be called concurrently.
 type Client struct {
-	throttle *Throttle
-	subJob   blockdev.Sector // the largest request that is copied in one go
-	piece    blockdev.Sector // the largest segment of a larger one
-	workMax  int
-	manual   bool
-	loopFn   func()        // c.loop, made once: a go statement with it allocates nothing
-	issue    chan struct{} // full while a worker waits for the throttle
+	throttle  *Throttle
+	subJob    blockdev.Sector // the largest request that is copied in one go
+	piece     blockdev.Sector // the largest segment of a larger one
+	workMax   int
+	manual    bool
+	loopFn    func() // c.loop, made once: a go statement with it allocates nothing
+	copyRange func(dst blockdev.Device, dstOff int64, src blockdev.Device, srcOff, n int64) error
+	issue     chan struct{} // full while a worker waits for the throttle
 
 	mu        sync.Mutex
 	changed   sync.Cond // a job left listAll, a Prepared was used, or a worker ended
@@ -89,22 +98,32 @@ func New(o Options) (*Client, error) {
 	if o.Workers == 0 {
 		o.Workers = defaultWorkers
 	}
+	if o.copyRange == nil {
+		o.copyRange = copyRange
+	}
 	c := &Client{
-		throttle: o.Throttle,
-		issue:    make(chan struct{}, 1),
-		subJob:   blockdev.SectorsIn(min(subJobBytes, int64(o.Pages)*PageSize)),
-		workMax:  o.Workers,
-		manual:   o.manual,
-		buf:      newBuffers(o.Pages),
-		all:      list{kind: listAll},
-		queue:    list{kind: listQueue},
-		done:     list{kind: listDone},
+		throttle:  o.Throttle,
+		issue:     make(chan struct{}, 1),
+		subJob:    blockdev.SectorsIn(min(subJobBytes, int64(o.Pages)*PageSize)),
+		workMax:   o.Workers,
+		manual:    o.manual,
+		copyRange: o.copyRange,
+		buf:       newBuffers(o.Pages),
+		all:       list{kind: listAll},
+		queue:     list{kind: listQueue},
+		done:      list{kind: listDone},
 	}
 	// A request that has to be split leaves room for others in flight.
 	c.piece = blockdev.SectorsIn(min(subJobBytes, int64(max(1, o.Pages/4))*PageSize))
 	c.changed.L = &c.mu
 	c.loopFn = c.loop
 	return c, nil
+}
+
+// copyRange has the file system copy, where both devices are files of it.
+func copyRange(dst blockdev.Device, dstOff int64, src blockdev.Device, srcOff, n int64) error {
+	_, err := blockdev.Copy(dst, dstOff, src, srcOff, n)
+	return err
 }
 
 // Copy copies from to each of dests, 1 to 8, and then calls fn. It returns at
@@ -214,6 +233,8 @@ func (c *Client) submit(j *Job, dests []Region) {
 			j.runEnd = j.total
 		}
 	}
+
+	j.offload = !j.zero && len(dests) == 1 && j.total >= blockdev.SectorsIn(offloadMinBytes)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -43,6 +43,11 @@
 //  7. With WriteSeq the writes to each destination are issued in rising order,
 //     each after the end of the one before; reads run ahead. After an error the
 //     remaining segments are not written.
+//  8. A request of 1 MiB or more with one destination is left to the file
+//     system where both are its files (blockdev.Copy): without buffers, one
+//     segment of up to 4 MiB at a time. When that fails for any reason, the
+//     rest is read and written, the failed segment again, so that errors are
+//     those of rules 3 and 4.
 //
 // # Limits
 //

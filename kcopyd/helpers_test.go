@@ -2,6 +2,8 @@ package kcopyd
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -13,7 +15,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // limit is how long a test waits for anything.
-const limit = 10 * time.Second
+const limit = time.Minute
 
 // Seeds of the patterns on sources and destinations before a copy.
 const (
@@ -87,6 +89,18 @@ func filled(t testing.TB, seed uint64, sectors blockdev.Sector) *blockdev.Mem {
 	m := blockdev.NewMem(sectors.Bytes())
 	check(t, devtest.Fill(m, seed, 0, sectors))
 	return m
+}
+
+// newFile makes a file that is one hole.
+func newFile(t testing.TB, name string, sectors blockdev.Sector) *blockdev.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	check(t, os.WriteFile(path, nil, 0o600))
+	check(t, os.Truncate(path, sectors.Bytes()))
+	f, err := blockdev.OpenFile(path, blockdev.FileOptions{Write: true})
+	check(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 func check(t testing.TB, err error) {

@@ -2,8 +2,6 @@ package kcopyd
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -74,30 +72,21 @@ func TestHoles_AreZeroedAndNotRead(t *testing.T) {
 // TestHoles_BecomeHoles in a file, and the space of the garbage there is given
 // back.
 func TestHoles_BecomeHoles(t *testing.T) {
-	const size = 1 << 20
-	dir := t.TempDir()
-	open := func(name string) *blockdev.File {
-		f, err := blockdev.OpenFile(filepath.Join(dir, name), blockdev.FileOptions{Write: true})
-		check(t, err)
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	check(t, os.WriteFile(filepath.Join(dir, "src"), nil, 0o600))
-	check(t, os.Truncate(filepath.Join(dir, "src"), size))
-	check(t, os.WriteFile(filepath.Join(dir, "dst"), devtest.Pattern(garbageSeed, 0, size/512), 0o600))
-	src, dst := open("src"), open("dst")
+	const n = 2048
+	src, dst := newFile(t, "src", n), newFile(t, "dst", n)
+	check(t, devtest.Fill(dst, garbageSeed, 0, n))
 	if _, hole, err := src.Extent(0); err != nil || !hole {
-		t.Skipf("the file system of %s does not know holes", dir)
+		t.Skipf("the file system of %s does not know holes", src.Name())
 	}
 	check(t, devtest.Fill(src, sourceSeed, 1024, 128))
 	c := newClient(t, Options{})
-	mustCopy(t, c, Region{src, 0, size / 512}, Region{dst, 0, size / 512})
-	checkHoley(t, dst, 0, size/512, blockdev.Range{Start: 1024, Count: 128})
+	mustCopy(t, c, Region{src, 0, n}, Region{dst, 0, n})
+	checkHoley(t, dst, 0, n, blockdev.Range{Start: 1024, Count: 128})
 	if length, hole, err := dst.Extent(0); err != nil || !hole || length != 1024*512 {
 		t.Errorf("the destination begins with %d bytes, hole %v, %v", length, hole, err)
 	}
 	var st unix.Stat_t
-	check(t, unix.Stat(filepath.Join(dir, "dst"), &st))
+	check(t, unix.Stat(dst.Name(), &st))
 	if st.Blocks > 128+64 {
 		t.Errorf("the destination still has %d sectors allocated", st.Blocks)
 	}

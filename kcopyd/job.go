@@ -80,6 +80,9 @@ type Job struct {
 	// hole or all data. INVARIANT: runEnd <= total.
 	runEnd  blockdev.Sector
 	runHole bool
+
+	// The file system is to copy, one segment at a time.
+	offload bool
 }
 
 // Cancel stops handing out segments. Those in flight end normally, then the
@@ -115,6 +118,14 @@ func (j *Job) moreLocked() bool {
 		return false
 	}
 	return !j.failedLocked() || j.flags&IgnoreError != 0
+}
+
+// maxActiveLocked is how many segments may be in flight.
+func (j *Job) maxActiveLocked() int {
+	if j.offload {
+		return 1
+	}
+	return maxSubJobs
 }
 
 func (j *Job) failedLocked() bool { return j.readErr || j.writeErr != 0 }

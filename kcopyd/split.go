@@ -9,7 +9,8 @@ type segment struct {
 	job  *Job
 	off  blockdev.Sector // from the start of the job's regions
 	n    blockdev.Sector
-	buf  []byte // nil: zeros, nothing to read
+	kind segmentKind
+	buf  []byte // of segData only
 	next *segment
 
 	// Guarded by the client's lock, while in the list spread.
@@ -17,6 +18,14 @@ type segment struct {
 	pending  int  // destinations not written yet
 	failed   bool // a write failed
 }
+
+type segmentKind uint8
+
+const (
+	segData    segmentKind = iota // read, then written
+	segZero                       // nothing to read: zeroed
+	segOffload                    // copied by the file system
+)
 
 func (s *segment) bytes() int64 { return s.n.Bytes() }
 
@@ -34,10 +43,14 @@ func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
 		return nil, j
 	}
 	n := j.runEnd - j.progress
+	kind := segData
 	var buf []byte
-	if j.runHole {
-		n = min(n, blockdev.SectorsIn(zeroBytes))
-	} else {
+	switch {
+	case j.runHole:
+		kind, n = segZero, min(n, blockdev.SectorsIn(zeroBytes))
+	case j.offload:
+		kind, n = segOffload, min(n, blockdev.SectorsIn(offloadBytes))
+	default:
 		n = min(n, j.limit)
 		size := n.Bytes()
 		buf = c.buf.take(int((size + PageSize - 1) / PageSize))
@@ -49,12 +62,12 @@ func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
 		buf = buf[:size]
 	}
 	seg = c.newSegmentLocked()
-	*seg = segment{job: j, off: j.progress, n: n, buf: buf}
+	*seg = segment{job: j, off: j.progress, n: n, kind: kind, buf: buf}
 	j.progress += n
 	j.active++
 	c.stats.InFlight++
 	c.queue.remove(j)
-	if j.moreLocked() && j.active < maxSubJobs {
+	if j.moreLocked() && j.active < j.maxActiveLocked() {
 		c.queue.pushTail(j)
 	}
 	return seg, nil
@@ -110,13 +123,26 @@ func (c *Client) endSegmentLocked(seg *segment, ok bool) {
 	c.advanceLocked(j)
 }
 
+// giveUpOffloadLocked takes back a segment that the file system could not copy.
+// Why not, and whether source or destination is to blame, cannot be told from
+// its error: the request reads and writes from here on.
+func (c *Client) giveUpOffloadLocked(seg *segment) {
+	j := seg.job
+	j.offload = false
+	j.progress = seg.off // nothing was handed out behind it
+	j.active--
+	c.stats.InFlight--
+	c.recycleLocked(seg)
+	c.advanceLocked(j)
+}
+
 // advanceLocked puts j where it belongs after a change.
 func (c *Client) advanceLocked(j *Job) {
 	if j.scanning || j.ended {
 		return
 	}
 	if j.moreLocked() {
-		if !j.in[listQueue] && j.active < maxSubJobs {
+		if !j.in[listQueue] && j.active < j.maxActiveLocked() {
 			c.queue.pushTail(j)
 		}
 		return

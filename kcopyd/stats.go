@@ -9,12 +9,14 @@ type Stats struct {
 
 	Reads       uint64 // segments read
 	Writes      uint64 // segments written or zeroed, counted per destination
+	Offloads    uint64 // segments copied by the file system
 	ReadErrors  uint64 // of Reads, failed
 	WriteErrors uint64 // of Writes, failed
 
-	BytesRead    uint64 // read without error
-	BytesWritten uint64 // written without error, summed over destinations
-	BytesZeroed  uint64 // zeroed without error (Zero, and holes of a source), summed over destinations
+	BytesRead      uint64 // read without error
+	BytesWritten   uint64 // written without error, summed over destinations
+	BytesZeroed    uint64 // zeroed without error (Zero, and holes of a source), summed over destinations
+	BytesOffloaded uint64 // copied by the file system
 
 	BufferWaits uint64 // times a segment found too few buffers
 

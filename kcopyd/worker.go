@@ -107,10 +107,16 @@ func (c *Client) callback() {
 // run copies a segment, or zeroes it. Called without the lock, returns with it.
 func (c *Client) run(seg *segment) {
 	j := seg.job
-	if seg.buf != nil && !c.read(seg) {
-		c.mu.Lock()
-		c.endSegmentLocked(seg, false)
+	switch seg.kind {
+	case segOffload:
+		c.offload(seg)
 		return
+	case segData:
+		if !c.read(seg) {
+			c.mu.Lock()
+			c.endSegmentLocked(seg, false)
+			return
+		}
 	}
 	if j.flags&WriteSeq != 0 {
 		c.mu.Lock()
@@ -124,6 +130,23 @@ func (c *Client) run(seg *segment) {
 		c.mu.Unlock()
 	}
 	c.write(seg)
+}
+
+// offload has the file system copy seg. Called without the lock, returns with
+// it.
+func (c *Client) offload(seg *segment) {
+	j, d := seg.job, &seg.job.dests[0]
+	c.beginIO(j)
+	err := c.copyRange(d.Dev, (d.Start + seg.off).Bytes(), j.from.Dev, (j.from.Start + seg.off).Bytes(), seg.bytes())
+	c.throttle.end()
+	c.mu.Lock()
+	if err != nil {
+		c.giveUpOffloadLocked(seg)
+		return
+	}
+	c.stats.Offloads++
+	c.stats.BytesOffloaded += uint64(seg.bytes())
+	c.endSegmentLocked(seg, true)
 }
 
 // read fills the buffer of seg and says whether to go on. What could not be
@@ -251,7 +274,7 @@ func (c *Client) wroteLocked(seg *segment, writes int, mask uint64, err error) {
 	c.stats.Writes += uint64(writes)
 	c.stats.WriteErrors += uint64(failed)
 	n := uint64(writes-failed) * uint64(seg.bytes())
-	if seg.buf == nil {
+	if seg.kind == segZero {
 		c.stats.BytesZeroed += n
 	} else {
 		c.stats.BytesWritten += n
@@ -265,7 +288,7 @@ func (c *Client) wroteLocked(seg *segment, writes int, mask uint64, err error) {
 func (c *Client) writeDest(seg *segment, i int) error {
 	d := &seg.job.dests[i]
 	off := (d.Start + seg.off).Bytes()
-	if seg.buf == nil {
+	if seg.kind == segZero {
 		if err := blockdev.Zero(d.Dev, off, seg.bytes(), true); err != nil {
 			return ioError("zero", d.Dev, off, seg.bytes(), err)
 		}
