@@ -27,6 +27,7 @@ type Options struct {
 // Hooks take single barriers away, so that a test can prove that it would
 // notice. The zero value changes nothing.
 type Hooks struct {
+	NoCreateFlush    bool // the header of a new store is written without a flush of the empty area before
 	NoDataFlush      bool // exceptions are written without a flush of the data before
 	NoExceptionFlush bool // origin writes are let through before the exception is durable
 	NoAreaFlush      bool // a full area is written without a flush of the zeroed next one
