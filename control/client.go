@@ -255,6 +255,10 @@ func (c *Client) lost(ctx context.Context, err error) error {
 	if errors.Is(err, syscall.EACCES) {
 		return Errorf(CodePermission, "the socket %s belongs to another user", c.socket)
 	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
 	return Errorf(CodeNoDaemon, "the daemon on %s went away without an answer: %v", c.socket, err)
 }
 

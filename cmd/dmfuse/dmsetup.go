@@ -26,14 +26,17 @@ type dm struct {
 	mangling mangling
 	devDir   string // /dev
 
-	c       *control.Client // nil: no daemon runs, which under the name dmsetup is a kernel without devices
-	mount   string          // where the device files are
-	major   int
-	several bool // several devices are asked for: their names stand before the lines
+	c     *control.Client // nil: no daemon runs, which under the name dmsetup is a kernel without devices
+	mount string          // where the device files are
+	major int
+	// allowOther: other users may open the device files.
+	allowOther bool
+	several    bool // several devices are asked for: their names stand before the lines
 
 	conciseOut bool   // something was printed in the concise form
 	jsonOut    []any  // what -J answers, under jsonKey
 	jsonKey    string // "devices", ...
+	degraded   bool   // --check found something
 }
 
 // dmCommand is a verb of dmsetup.
@@ -42,8 +45,7 @@ type dmCommand struct {
 	min, max int  // arguments; max -1 for any number
 	repeat   bool // runs once for each argument
 	selects  bool // -S chooses the devices it runs for
-	starts   bool // starts a daemon when none runs
-	local    bool // needs no daemon
+	local    bool // needs no daemon, or starts one when all else is in order
 	short    string
 	run      func(d *dm, args []string) error
 }
@@ -53,7 +55,7 @@ func dmCommands() []*dmCommand {
 	const any = -1
 	return []*dmCommand{
 		{name: "help", max: 0, local: true, run: (*dm).help},
-		{name: "create", max: 2, starts: true, run: (*dm).create, short: "Create a device, with a table from --table, a file or stdin"},
+		{name: "create", max: 2, local: true, run: (*dm).create, short: "Create a device, with a table from --table, a file or stdin"},
 		{name: "remove", max: any, repeat: true, selects: true, run: (*dm).remove, short: "Remove devices"},
 		{name: "remove_all", max: 0, run: (*dm).removeAll, short: "Remove every device that is not open"},
 		{name: "suspend", max: any, repeat: true, selects: true, run: (*dm).suspend, short: "Hold back I/O and flush"},
@@ -327,26 +329,37 @@ func (d *dm) reach() error {
 	if d.cmd.local {
 		return nil
 	}
-	var v control.Version
-	var err error
-	if d.cmd.starts {
-		d.c, err = d.start(d.ctx)
-		if err == nil {
-			v, err = d.c.Version(d.ctx)
-		}
-	} else {
-		d.c, v, err = d.connect(d.ctx)
-	}
+	c, v, err := d.connect(d.ctx)
 	if err != nil {
-		d.c = nil
-		var c *control.Error
-		if !d.people && !d.cmd.starts && errors.As(err, &c) && c.Code == control.CodeNoDaemon {
+		var e *control.Error
+		if !d.people && errors.As(err, &e) && e.Code == control.CodeNoDaemon {
 			return nil
 		}
 		return err
 	}
-	d.mount, d.major = v.Mount, v.Major
+	d.have(c, v)
 	return nil
+}
+
+// need is reach for what makes a device: it starts a daemon when none runs.
+func (d *dm) need() error {
+	if d.c != nil {
+		return nil
+	}
+	c, err := d.start(d.ctx)
+	if err != nil {
+		return err
+	}
+	v, err := c.Version(d.ctx)
+	if err != nil {
+		return err
+	}
+	d.have(c, v)
+	return nil
+}
+
+func (d *dm) have(c *control.Client, v control.Version) {
+	d.c, d.mount, d.major, d.allowOther = c, v.Mount, v.Major, v.AllowOther
 }
 
 // noDevice is the answer of a kernel without devices.
@@ -381,7 +394,10 @@ func (d *dm) perform(args []string) error {
 		if d.jsonOut == nil {
 			d.jsonOut = []any{}
 		}
-		return d.printJSON(map[string]any{d.jsonKey: d.jsonOut})
+		err = d.printJSON(map[string]any{d.jsonKey: d.jsonOut})
+	}
+	if err == nil && d.degraded {
+		return said{exitDegraded}
 	}
 	return err
 }

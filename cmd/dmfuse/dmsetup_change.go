@@ -213,6 +213,9 @@ func (d *dm) message(args []string) error {
 	if err != nil {
 		return failed("message", key, err)
 	}
+	if d.json {
+		return d.printJSON(control.MessageReply{Text: text})
+	}
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
@@ -233,7 +236,16 @@ func (d *dm) wait(args []string) error {
 	if d.c == nil {
 		return failed("waitevent", key, noDevice(key))
 	}
-	got, err := d.c.Wait(d.ctx, key, nr)
+	ctx, cancel := context.WithCancel(d.ctx)
+	if d.o.on("timeout") {
+		seconds, _ := strconv.ParseFloat(d.o.value["timeout"], 64) // see checkOwn
+		ctx, cancel = context.WithTimeout(d.ctx, time.Duration(seconds*float64(time.Second)))
+	}
+	defer cancel()
+	got, err := d.c.Wait(ctx, key, nr)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fail(exitTimeout, fmt.Errorf("no event of %s in %s seconds", keyName(key), d.o.value["timeout"]), "")
+	}
 	if err != nil {
 		return failed("waitevent", key, err)
 	}

@@ -376,6 +376,17 @@ func sortRows(d *dm, rows []reportRow, keys []sortKey) {
 
 // writeReport lays the cells out.
 func (d *dm) writeReport(fields []reportField, rows []reportRow) error {
+	if d.json {
+		list := []map[string]string{}
+		for _, r := range rows {
+			line := map[string]string{}
+			for _, f := range fields {
+				line[f.id] = f.value(d, r)
+			}
+			list = append(list, line)
+		}
+		return d.printJSON(map[string]any{"report": list})
+	}
 	if len(rows) == 0 {
 		return nil
 	}

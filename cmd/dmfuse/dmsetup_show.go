@@ -232,10 +232,37 @@ func (d *dm) statusKey(key control.Key) error {
 			return err
 		}
 	}
+	if d.o.on("check") {
+		d.checkTargets(r)
+	}
 	if d.o.on("exec") {
 		return d.exec(r.Device)
 	}
 	return nil
+}
+
+// degraded are the status texts of snapshots that serve their data no more,
+// or not all of it.
+func degraded(t control.TargetStatus) bool {
+	switch t.Params {
+	case "Invalid", "Overflow", "Merge failed", "Unknown":
+		return t.Type == "snapshot" || t.Type == "snapshot-merge"
+	}
+	return false
+}
+
+// checkTargets notes what is degraded, for the exit code.
+func (d *dm) checkTargets(r control.StatusReply) {
+	for _, t := range r.Targets {
+		if degraded(t) {
+			d.degraded = true
+			fmt.Fprintf(d.stderr, "dmfuse: %s: %s at sector %d is %s\n", r.Device.Name, t.Type, t.Start, t.Params)
+		}
+	}
+	if r.Device.Problem != "" {
+		d.degraded = true
+		fmt.Fprintf(d.stderr, "dmfuse: %s: %s\n", r.Device.Name, r.Device.Problem)
+	}
 }
 
 // jsonLines adds a device with its lines to the answer of -J.

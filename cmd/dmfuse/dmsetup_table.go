@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -142,6 +143,9 @@ func (d *dm) create(args []string) error {
 // createOne creates, loads and resumes; on a failure nothing is left. A device
 // of which the text named no target has no table.
 func (d *dm) createOne(n newDevice) error {
+	if err := d.need(); err != nil {
+		return err
+	}
 	key := control.ByName(n.name)
 	lines, views := wireTable(n.lines, d.mount)
 	steps := []control.Step{{Op: control.OpCreate, Key: control.Key{Name: n.name, Minor: n.minor}, NewUUID: n.uuid, Attr: d.attr()}}
@@ -157,7 +161,10 @@ func (d *dm) createOne(n newDevice) error {
 		if errors.As(err, &c) && c.Op != "" {
 			op = ioctlName(c.Op)
 		}
-		return failed(op, control.Key{Name: n.name, UUID: n.uuid}, err)
+		return failed(op, control.Key{Name: n.name, UUID: n.uuid}, bareFile(err, n.lines))
+	}
+	if d.people && steps[0].Attr != nil && !d.allowOther {
+		fmt.Fprintln(d.stderr, "dmfuse: --uid, --gid and --mode have no effect: the daemon runs without --allow-other, so other users cannot open the files")
 	}
 	info := *res.Results[len(res.Results)-1].Device
 	if d.o.on("verbose") {
@@ -228,9 +235,28 @@ func (d *dm) load(args []string) error {
 	table, views := wireTable(lines, d.mount)
 	res, err := d.do(control.Step{Op: control.OpLoad, Key: key, Table: table, ReadOnly: d.o.on("readonly"), Views: views})
 	if err != nil {
-		return failed("reload", key, err)
+		return failed("reload", key, bareFile(err, lines))
 	}
 	return d.afterChange(res)
+}
+
+// bareFile adds advice to a missing device: a file in the present directory
+// needs a slash in its name, as a bare word is the name of a device.
+func bareFile(err error, lines []mapper.Line) error {
+	var c *control.Error
+	if !errors.As(err, &c) || c.Code != control.CodeNoDevice || c.Next != "" {
+		return err
+	}
+	for _, l := range lines {
+		for _, a := range l.Args {
+			if !strings.Contains(a, "/") && strings.Contains(c.Message, strconv.Quote(a)) && exists(a) {
+				more := *c
+				more.Next = "write ./" + a + " for the file of that name in this directory"
+				return &more
+			}
+		}
+	}
+	return err
 }
 
 // firstKey is the device of a verb that may also be named by -u or -j -m: then

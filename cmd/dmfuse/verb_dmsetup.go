@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,8 @@ func peopleOptions() []option {
 	own := []option{
 		{"json", 'J', false}, {"bytes", 'b', false}, {"no-autostart", 0, false},
 		{"run-dir", 0, true}, {"socket", 0, true},
+		{"check", 0, false},  // status: exit code 6 for what is degraded
+		{"timeout", 0, true}, // wait: seconds
 	}
 	return slices.Concat(own, dmsetupOptions())
 }
@@ -35,13 +38,16 @@ func newDmsetupCommand(a *app, c *dmCommand) *cobra.Command {
 	return &cobra.Command{
 		Use:                c.name + " " + c.usage(),
 		Short:              c.short,
-		Long:               c.short + ".\n\nOptions, order of arguments and output are those of dmsetup(8).",
+		Long:               c.short + ".\n\nOptions, order of arguments and output are those of dmsetup(8)." + c.own(),
 		DisableFlagParsing: true, // getopt of our own: options anywhere, shortened ones
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d := &dm{app: a, ctx: cmd.Context(), argv0: "dmfuse", people: true, cmd: c}
 			words, ok := d.parse(args, peopleOptions())
 			if !ok {
 				return silent(exitUsage)
+			}
+			if err := d.checkOwn(); err != nil {
+				return err
 			}
 			if d.o.on("help") {
 				return cmd.Help()
@@ -53,6 +59,19 @@ func newDmsetupCommand(a *app, c *dmCommand) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// checkOwn refuses options of one verb that were given to another.
+func (d *dm) checkOwn() error {
+	for option, verb := range map[string]string{"check": "status", "timeout": "wait"} {
+		if d.o.on(option) && d.cmd.name != verb {
+			return usagef("--%s is for %s", option, verb)
+		}
+	}
+	if _, err := strconv.ParseFloat(d.o.value["timeout"], 64); d.o.on("timeout") && err != nil {
+		return usagef("--timeout %s: expected seconds", d.o.value["timeout"])
+	}
+	return nil
 }
 
 // takePeopleOptions hands the options of dmfuse to the app.
@@ -74,6 +93,17 @@ func (c *dmCommand) usage() string {
 		if rest, ok := strings.CutPrefix(line, c.name+" "); ok {
 			return strings.Join(strings.Fields(strings.SplitN(rest, "\n", 2)[0]), " ")
 		}
+	}
+	return ""
+}
+
+// own describes the options that dmsetup does not have.
+func (c *dmCommand) own() string {
+	switch c.name {
+	case "status":
+		return "\n--check ends with exit code 6 when a device is degraded or invalid."
+	case "wait":
+		return "\n--timeout SECONDS ends with exit code 124 when nothing happens until then."
 	}
 	return ""
 }
