@@ -43,6 +43,9 @@ func TestFullDisk(t *testing.T) {
 		if Kind(err) != ErrNoSpace || !errors.As(err, &e) || e.Offset != 4096 || n < 0 || n >= 512<<10 {
 			t.Errorf("%s: write: %d, %v", name, n, err)
 		}
+		if n, err := f.WriteFUA(AlignedBytes(512<<10), 4096); Kind(err) != ErrNoSpace {
+			t.Errorf("%s: durable write: %d, %v", name, n, err)
+		}
 		if err := f.Preallocate(0, 1<<20); Kind(err) != ErrNoSpace {
 			t.Errorf("%s: preallocate: %v", name, err)
 		}

@@ -26,6 +26,7 @@ type File struct {
 	direct *directIO // nil: through the page cache
 
 	writable atomic.Bool
+	written  atomic.Bool           // it was writable at some time
 	noDSync  atomic.Bool           // RWF_DSYNC is not supported here
 	failed   atomic.Pointer[Error] // first failed flush; never cleared
 
@@ -222,12 +223,25 @@ func (f *File) WriteFUA(p []byte, off int64) (int, error) {
 		return f.WriteFUA(p, off)
 	}
 	e := f.fail("write", off, int64(len(p)), err)
-	if Kind(err) == ErrIO {
-		// The kernel reports a failed write-back once, to whoever syncs next:
-		// what was lost may be another, earlier write.
+	if f.lost(err, p, off) {
 		f.failed.CompareAndSwap(nil, e)
 	}
 	return n, e
+}
+
+// lost says whether a failed durable write may mean that another, earlier
+// write was lost: the kernel reports a failed write-back once, to whoever
+// syncs next. A full disk is met in the write itself or in the write-back, and
+// the error is the same; so the write is tried again without the sync.
+func (f *File) lost(err error, p []byte, off int64) bool {
+	switch Kind(err) {
+	case ErrIO:
+		return true
+	case ErrNoSpace:
+		_, err := f.write(p, off, 0)
+		return Kind(err) != ErrNoSpace
+	}
+	return false
 }
 
 // Flush is fdatasync. The kernel reports a failed write-back once and then
@@ -241,7 +255,7 @@ func (f *File) Flush() error {
 		return f.fail("flush", 0, 0, err)
 	}
 	defer f.fd.drop()
-	if !f.writable.Load() {
+	if !f.written.Load() {
 		return nil
 	}
 	if err := ignoringEINTR(func() error { return unix.Fdatasync(n) }); err != nil {

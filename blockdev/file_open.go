@@ -40,7 +40,7 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 		return nil, f.openError(abs, o.Write, err)
 	}
 	f.fd = newFD(fds.main)
-	f.writable.Store(o.Write)
+	f.allow(o.Write)
 	if err := f.prepareDirect(fds); err != nil {
 		_ = f.Close()
 		return nil, &Error{Op: "open", Device: abs, Err: err}
@@ -218,6 +218,14 @@ func (f *File) reopen(write bool) error {
 	if err != nil {
 		return &Error{Op: "open", Device: f.name, Err: err}
 	}
-	f.writable.Store(write)
+	f.allow(write)
 	return nil
+}
+
+// allow lets writes pass, or no more.
+func (f *File) allow(write bool) {
+	f.writable.Store(write)
+	if write {
+		f.written.Store(true)
+	}
 }

@@ -188,6 +188,9 @@ func (f *File) Grow(size int64) error {
 		return fmt.Errorf("%w: %s is a block device and cannot grow", ErrUnsupported, f.name)
 	}
 	if err := ignoringEINTR(func() error { return unix.Ftruncate(fd, size) }); err != nil {
+		if errors.Is(err, unix.EINVAL) {
+			err = ErrTooBig // more than the file system can address
+		}
 		return f.fail("grow", now, size-now, err)
 	}
 	return nil

@@ -125,6 +125,9 @@ func TestFileSpace(t *testing.T) {
 	if err := f.Grow(2 << 20); err != nil || f.Size() != 2<<20 {
 		t.Errorf("grow: %v, size %d", err, f.Size())
 	}
+	if err := f.Grow(1<<63 - 1); Kind(err) != ErrTooBig || f.Size() != 2<<20 {
+		t.Errorf("grow to more than any file system takes: %v, size %d", err, f.Size())
+	}
 	if err := f.Grow(1 << 20); err != nil || f.Size() != 2<<20 {
 		t.Errorf("grow to less: %v, size %d", err, f.Size())
 	}

@@ -62,6 +62,9 @@ func TestPoolSharesByIdentity(t *testing.T) {
 	if a.Unwrap().Writable() {
 		t.Error("still open for writing without a writer")
 	}
+	if err := a.Flush(); err != nil || !a.Unwrap().written.Load() {
+		t.Errorf("flush of what the writer left: %v", err)
+	}
 	if _, err := a.ReadAt(got, 7); err != nil || string(got) != "hello" {
 		t.Errorf("read after the writer went: %q, %v", got, err)
 	}

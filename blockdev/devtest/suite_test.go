@@ -3,7 +3,9 @@ package devtest_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -26,6 +28,30 @@ func image(t *testing.T, size int64) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// block makes a loop device with blocks of 4096 bytes and opens it.
+func block(t *testing.T, size int64, direct bool) blockdev.Device {
+	if os.Getuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	if size%4096 != 0 {
+		t.Skip("a block device has whole blocks")
+	}
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", "-b", "4096", image(t, size)).CombinedOutput()
+	if err != nil {
+		t.Skipf("no loop device here: %v %s", err, out)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
+	h, err := blockdev.NewPool(blockdev.PoolOptions{Direct: direct}).Open(device, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.BlockSize() != 4096 {
+		t.Errorf("block size %d", h.BlockSize())
+	}
+	return closing(t, h)
 }
 
 // plain hides the abilities of a device.
@@ -69,6 +95,8 @@ func TestSuite(t *testing.T) {
 			}
 			return closing(t, f)
 		},
+		"Block":       func(t *testing.T, size int64) blockdev.Device { return block(t, size, false) },
+		"BlockDirect": func(t *testing.T, size int64) blockdev.Device { return block(t, size, true) },
 		"Handle": func(t *testing.T, size int64) blockdev.Device {
 			h, err := blockdev.NewPool(blockdev.PoolOptions{}).Open(image(t, size), true)
 			if err != nil {
