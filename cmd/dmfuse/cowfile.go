@@ -36,6 +36,15 @@ type cowWish struct {
 	force    bool
 }
 
+// check finds what is wrong with the wish itself.
+func (w cowWish) check() error {
+	if err := checkChunkSize(w.chunk); err != nil {
+		return fail(exitUsage, err, "")
+	}
+	_, err := w.storeWord(true)
+	return err
+}
+
 // storeWord is the store of a table line that does what was wished.
 func (w cowWish) storeWord(full bool) (string, error) {
 	switch w.overflow {

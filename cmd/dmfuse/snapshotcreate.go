@@ -86,6 +86,9 @@ func (s *session) resolveBase(p place) (baseOf, error) {
 }
 
 func (a *app) snapshotCreate(ctx context.Context, o createOptions) error {
+	if err := o.cow.check(); err != nil {
+		return err
+	}
 	s, err := a.look(ctx)
 	if err != nil {
 		return err
