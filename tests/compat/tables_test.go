@@ -1,6 +1,7 @@
 package compat
 
 import (
+	"bytes"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -74,11 +75,6 @@ func TestBadTables(t *testing.T) {
 		t.Fatalf("%d cases", len(tables.Cases))
 	}
 	eachTable(t, "bad-tables", tables.Cases, func(t *testing.T, book *ledger, name string, c tableCase, lab *lab) {
-		before := map[string]string{}
-		for i := range 8 {
-			node := fmt.Sprintf("7:%d", i)
-			before[node] = hash(lab.content(node))
-		}
 		got := lab.create("bad", c.Table)
 		book.equal(t, name+" rc", fmt.Sprint(got.rc), fmt.Sprint(c.RC))
 		book.equal(t, name+" stderr", unnumbered(got.stderr), unnumbered(c.Stderr))
@@ -86,8 +82,11 @@ func TestBadTables(t *testing.T) {
 		left := err == nil
 		book.equal(t, name+" device left", fmt.Sprint(left), fmt.Sprint(c.DeviceLeft || c.RC == 0))
 		if c.RC != 0 {
-			for node, sum := range before {
-				book.equal(t, name+" device "+node+" untouched", hash(lab.content(node)), sum)
+			for i := range 8 {
+				node := fmt.Sprintf("7:%d", i)
+				if content := lab.content(node); !bytes.Equal(content, make([]byte, len(content))) {
+					t.Errorf("%s: device %s was written", name, node)
+				}
 			}
 		} else if left {
 			book.equal(t, name+" table", lab.dmsetup([]string{"table", "bad"}).stdout, c.KernelTable)

@@ -193,6 +193,9 @@ func (d *Daemon) Log() string {
 	return string(b[max(0, len(b)-tail):])
 }
 
+// T is the test that the daemon belongs to.
+func (d *Daemon) T() testing.TB { return d.t }
+
 // Env names the run directory to a client.
 func (d *Daemon) Env() []string { return []string{"DMFUSE_RUN_DIR=" + d.Run} }
 
