@@ -221,3 +221,13 @@ func fill(t testing.TB, d blockdev.Device, seed uint64) {
 		t.Fatal(err)
 	}
 }
+
+// testSeed is the seed that DMFUSE_SEED asks for, 0 for none.
+func testSeed(t testing.TB) (seed uint64) {
+	if text := os.Getenv("DMFUSE_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return seed
+}
