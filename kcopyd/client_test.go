@@ -310,3 +310,22 @@ func TestDrain_WaitsForWhatWasSubmittedBefore(t *testing.T) {
 		later.Release()
 	})
 }
+
+// TestDrain_IsWokenByTheCallback, although its goroutine goes on to another.
+func TestDrain_IsWokenByTheCallback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, Options{})
+		first, later := make(chan struct{}), make(chan struct{})
+		c.Prepare(func(bool, uint64) { <-first }).Do(false, 0)
+		drained := false
+		go func() { c.Drain(); drained = true }()
+		synctest.Wait()
+		c.Prepare(func(bool, uint64) { <-later }).Do(false, 0)
+		close(first)
+		synctest.Wait()
+		if !drained {
+			t.Error("Drain was not woken")
+		}
+		close(later)
+	})
+}

@@ -1,6 +1,7 @@
 package kcopyd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -134,6 +135,46 @@ func TestCopy_IgnoreErrorWritesNoRubbish(t *testing.T) {
 	check(t, devtest.Check(dst, sourceSeed, 0, 8))
 	check(t, devtest.CheckZero(dst, 8, 8))
 	check(t, devtest.Check(dst, sourceSeed, 16, 8))
+}
+
+// TestCopy_IgnoreErrorKeepsWhatWasRead: what a failing read did deliver counts,
+// and what is read again is whole pages.
+func TestCopy_IgnoreErrorKeepsWhatWasRead(t *testing.T) {
+	const n = 24
+	src := devtest.NewFaultText(filled(t, sourceSeed, n), "read 10+1 short=100 errno=EIO")
+	dst := blockdev.NewMem(n * 512)
+	c := newClient(t, Options{})
+	res, _ := copyWait(t, c, Region{src, 0, n}, []Region{{dst, 0, n}}, IgnoreError)
+	if res != (result{true, 0}) {
+		t.Fatalf("%+v", res)
+	}
+	got := make([]byte, n*512)
+	if _, err := dst.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := devtest.Pattern(sourceSeed, 0, n)
+	clear(want[4096+100 : 8192])
+	if !bytes.Equal(got, want) {
+		t.Error("the destination is not the source with zeros from byte 4196 to 8192")
+	}
+}
+
+// lazy does less than it is asked and says nothing.
+type lazy struct{ *blockdev.Mem }
+
+func (l lazy) ReadAt(p []byte, off int64) (int, error)  { return l.Mem.ReadAt(p[:len(p)-1], off) }
+func (l lazy) WriteAt(p []byte, off int64) (int, error) { return l.Mem.WriteAt(p[:len(p)-1], off) }
+
+// TestCopy_ShortIsAnError, whatever the device says.
+func TestCopy_ShortIsAnError(t *testing.T) {
+	good := filled(t, sourceSeed, 8)
+	c := newClient(t, Options{})
+	if res, j := copyWait(t, c, Region{lazy{good}, 0, 8}, []Region{{blockdev.NewMem(4096), 0, 8}}, 0); res != (result{true, 0}) || j.Err() == nil {
+		t.Errorf("short read: %+v, %v", res, j.Err())
+	}
+	if res, j := copyWait(t, c, Region{good, 0, 8}, []Region{{lazy{blockdev.NewMem(4096)}, 0, 8}}, 0); res != (result{false, 1}) || j.Err() == nil {
+		t.Errorf("short write: %+v, %v", res, j.Err())
+	}
 }
 
 // TestCopy_EndOfFileIsAnError: a source that ends within the region, on a page

@@ -42,6 +42,21 @@ func TestStep_TakesTurns(t *testing.T) {
 		"a read 32+8", "# a", "b read 32+8", "# b")
 }
 
+// TestStep_ScanningCostsNoTurn: a source of many short runs gets as many turns
+// as one without.
+func TestStep_ScanningCostsNoTurn(t *testing.T) {
+	log := devtest.NewLog()
+	f := holey(t, 40, blockdev.Range{Start: 8, Count: 8}, blockdev.Range{Start: 24, Count: 8})
+	dst := blockdev.NewMem(1 << 20)
+	c := newManual(t, Options{Pages: 4})
+	none := func(bool, uint64) {}
+	c.Copy(Region{log.Wrap("f", f), 0, 40}, []Region{{log.Wrap("to", dst), 0, 40}}, 0, none)
+	c.Copy(Region{plain{log.Wrap("b", filled(t, 2, 64))}, 0, 40}, []Region{{dst, 100, 40}}, 0, none)
+	run(c)
+	wantLines(t, log, "to zero 0+8", "b read 0+8", "f read 8+8", "to write 8+8", "b read 8+8", "to zero 16+8", "b read 16+8",
+		"f read 24+8", "to write 24+8", "b read 24+8", "to zero 32+8", "b read 32+8")
+}
+
 // TestStep_HeadWaitsForBuffers is rule 2: a request that finds too few buffers
 // keeps its place, those behind it do not overtake, and it gets them all when
 // they come back.
