@@ -107,7 +107,7 @@ func copyFiles(to *File, toOff int64, from *File, fromOff, n int64) (CopyMethod,
 	if reflink(out, toOff, in, fromOff, n) {
 		return CopyReflink, nil
 	}
-	if err := copyRange(out, toOff, in, fromOff, n); err != nil {
+	if err := copyRange(out, toOff, in, fromOff, n, copyStep); err != nil {
 		if unsupported(err) || errors.Is(err, unix.EXDEV) {
 			return CopyNone, ErrUnsupported
 		}
@@ -142,10 +142,13 @@ func reflink(out int, outOff int64, in int, inOff, n int64) bool {
 	return ignoringEINTR(func() error { return unix.IoctlFileCloneRange(out, &r) }) == nil
 }
 
+// copyStep is how much is asked of copy_file_range at once. It may do less.
+const copyStep = 1 << 30
+
 // copyRange copies all n bytes with copy_file_range.
-func copyRange(out int, outOff int64, in int, inOff, n int64) error {
+func copyRange(out int, outOff int64, in int, inOff, n, step int64) error {
 	for n > 0 {
-		k, err := unix.CopyFileRange(in, &inOff, out, &outOff, int(min(n, 1<<30)), 0)
+		k, err := unix.CopyFileRange(in, &inOff, out, &outOff, int(min(n, step)), 0)
 		switch {
 		case err == unix.EINTR:
 			continue

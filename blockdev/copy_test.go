@@ -35,14 +35,14 @@ func fileWith(t *testing.T, dir string, content []byte) string {
 }
 
 func TestCopyAll(t *testing.T) {
-	const size = 3 << 20
+	const size = 3 << 19
 	content := randomBytes(size)
-	clear(content[1<<20 : 1<<20+512<<10])
+	clear(content[1<<19 : 1<<19+256<<10])
 	dir := t.TempDir()
 	p, direct := NewPool(PoolOptions{}), NewPool(PoolOptions{Direct: true})
 	file := mustOpen(t, p, fileWith(t, dir, content), false)
 	hole := mustOpen(t, p, fileWith(t, dir, content), true)
-	if err := hole.Zero(1<<20, 512<<10, true); err != nil && Kind(err) != ErrUnsupported {
+	if err := hole.Zero(1<<19, 256<<10, true); err != nil && Kind(err) != ErrUnsupported {
 		t.Fatal(err)
 	}
 	slice, err := NewSlice(file, 5000, size-5000)
@@ -69,7 +69,7 @@ func TestCopyAll(t *testing.T) {
 				}
 				dst = h
 			}
-			const n = 2<<20 + 777
+			const n = 1<<20 + 777
 			method, err := CopyAll(dst, 4321, src, off, n)
 			if err != nil || method == CopyNone {
 				t.Fatalf("%s to %s: %v, %v", name, what, method, err)
@@ -173,5 +173,26 @@ func TestCopyReflink(t *testing.T) {
 	}
 	if _, err := src.ReadAt(got[:7], 8192); err != nil || !bytes.Equal(got[:7], content[8192:8199]) {
 		t.Errorf("the source changed, %v", err)
+	}
+}
+
+// copy_file_range does less than asked for when it likes.
+func TestCopyRangeInSteps(t *testing.T) {
+	content := randomBytes(10000)
+	p := NewPool(PoolOptions{})
+	src := mustOpen(t, p, fileWith(t, t.TempDir(), content), false)
+	dst := mustOpen(t, p, testFile(t, 10000), true)
+	if err := copyRange(dst.file.fd.n, 100, src.file.fd.n, 50, 9000, 1000); unsupported(err) {
+		t.Skipf("no copy_file_range here: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	want, got := make([]byte, 10000), make([]byte, 10000)
+	copy(want[100:9100], content[50:])
+	if _, err := dst.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("other content, %v", err)
+	}
+	if err := copyRange(dst.file.fd.n, 0, src.file.fd.n, 9000, 2000, copyStep); err == nil {
+		t.Error("a copy from past the end of the source succeeds")
 	}
 }

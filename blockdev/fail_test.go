@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A full disk is an error to the request that met it; what was written before
-// stays.
-func TestFullDisk(t *testing.T) {
+// tooLarge makes a sparse file of 1 MiB on a file system of 256 KiB.
+func tooLarge(t *testing.T) string {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("a small file system needs root")
 	}
@@ -19,7 +19,7 @@ func TestFullDisk(t *testing.T) {
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=256k"); err != nil {
 		t.Skipf("cannot mount: %v", err)
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	path := dir + "/image"
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -27,6 +27,45 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// The kernel reports a write that was lost after it was answered to one flush;
+// we report it to all.
+func TestLostWrite(t *testing.T) {
+	for name, fail := range map[string]func(h *Handle) error{
+		"flush":         func(h *Handle) error { return h.Flush() },
+		"durable write": func(h *Handle) error { _, err := h.WriteFUA(make([]byte, 512<<10), 0); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			device, _ := losetup(t, tooLarge(t))
+			p := NewPool(PoolOptions{})
+			h := mustOpen(t, p, device, true)
+			if _, err := h.WriteAt(make([]byte, 1<<20), 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := fail(h); err == nil {
+				t.Fatal("the file system of 256 KiB took 512 KiB")
+			}
+			for range 2 {
+				if err := h.Flush(); err == nil {
+					t.Error("a later flush succeeds")
+				}
+			}
+			if err := mustOpen(t, p, device, true).Flush(); err == nil {
+				t.Error("the flush of another user succeeds")
+			}
+			if _, err := h.ReadAt(make([]byte, 4096), 0); err != nil {
+				t.Errorf("read: %v", err)
+			}
+		})
+	}
+}
+
+// A full disk is an error to the request that met it; what was written before
+// stays.
+func TestFullDisk(t *testing.T) {
+	path := tooLarge(t)
 	for name, o := range map[string]FileOptions{"buffered": {Write: true}, "direct": {Write: true, Direct: true}} {
 		f, err := OpenFile(path, o)
 		if errors.Is(err, ErrUnsupported) {
