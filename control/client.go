@@ -58,6 +58,15 @@ func (c *Client) Devices(ctx context.Context) ([]Info, error) {
 	return r.Devices, err
 }
 
+// Tables lists the devices with the table of each, and with the status if asked
+// for, in one request.
+func (c *Client) Tables(ctx context.Context, statuses bool) (DeviceList, error) {
+	var r DeviceList
+	q := query(Key{}, flag("tables", true), flag("statuses", statuses))
+	err := c.call(ctx, http.MethodGet, "/v1/devices", q, nil, &r)
+	return r, err
+}
+
 // Info describes one device, with the number of targets of its inactive table
 // if asked for that.
 func (c *Client) Info(ctx context.Context, key Key, inactive bool) (Info, error) {

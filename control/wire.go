@@ -131,6 +131,10 @@ type Info struct {
 // DeviceList is every device, by name in byte order.
 type DeviceList struct {
 	Devices []Info `json:"devices"`
+	// Tables and Statuses are the live table and the status of each device, in
+	// the same order, where the request asked for them.
+	Tables   [][]TargetStatus `json:"tables,omitempty"`
+	Statuses [][]TargetStatus `json:"statuses,omitempty"`
 }
 
 // TargetStatus is one line of table or status: "start length type params".

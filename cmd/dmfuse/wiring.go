@@ -36,9 +36,11 @@ func targetTypes(set *target.Set) []control.TargetType {
 
 // newManager makes the mapper over a pool of backing files.
 func (d *daemon) newManager() (*mapper.Manager, error) {
+	pool := blockdev.NewPool(blockdev.PoolOptions{Direct: d.o.direct})
 	return mapper.New(mapper.Options{
 		Types:    d.types(),
-		Pool:     blockdev.NewPool(blockdev.PoolOptions{}),
+		Pool:     pool,
+		Guard:    pool.Guard,
 		Log:      d.log,
 		Major:    d.o.major,
 		MountDir: d.o.mount,

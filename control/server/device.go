@@ -91,12 +91,30 @@ func (s *Server) infoOf(d *mapper.Device, inactive bool) control.Info {
 	}
 }
 
-func (s *Server) devices(*http.Request) (any, error) {
+func (s *Server) devices(r *http.Request) (any, error) {
 	list := control.DeviceList{Devices: []control.Info{}}
+	tables, statuses := on(r, "tables"), on(r, "statuses")
 	for _, d := range s.opts.Manager.Devices() {
 		list.Devices = append(list.Devices, s.infoOf(d, false))
+		if tables {
+			list.Tables = append(list.Tables, wireLines(d.Status(target.StatusTable, false, true)))
+		}
+		if statuses {
+			list.Statuses = append(list.Statuses, wireLines(d.Status(target.StatusInfo, false, true)))
+		}
 	}
 	return list, nil
+}
+
+// wireLines puts the lines of a table or status on the wire.
+func wireLines(lines []mapper.TargetStatus) []control.TargetStatus {
+	out := make([]control.TargetStatus, 0, len(lines))
+	for _, t := range lines {
+		out = append(out, control.TargetStatus{
+			Start: uint64(t.Start), Length: uint64(t.Length), Type: t.Type, Params: t.Params,
+		})
+	}
+	return out
 }
 
 func (s *Server) info(r *http.Request) (any, error) {
@@ -116,13 +134,9 @@ func (s *Server) lines(r *http.Request, form target.StatusForm) (any, error) {
 		return nil, err
 	}
 	inactive := on(r, "inactive")
-	reply := control.StatusReply{Device: s.infoOf(d, inactive), Targets: []control.TargetStatus{}}
-	for _, t := range d.Status(form, inactive, on(r, "noflush")) {
-		reply.Targets = append(reply.Targets, control.TargetStatus{
-			Start: uint64(t.Start), Length: uint64(t.Length), Type: t.Type, Params: t.Params,
-		})
-	}
-	return reply, nil
+	return control.StatusReply{
+		Device: s.infoOf(d, inactive), Targets: wireLines(d.Status(form, inactive, on(r, "noflush"))),
+	}, nil
 }
 
 func (s *Server) deps(r *http.Request) (any, error) {

@@ -6,39 +6,47 @@ import (
 	"github.com/dmfuse/dmfuse/control"
 )
 
-// routes is the whole API; docs/control.md has an example of each line.
+// routes is the whole API; docs/control.md has an example of each.
 func (s *Server) routes() http.Handler {
 	m := http.NewServeMux()
-	handle := func(pattern string, h handler) { m.HandleFunc(pattern, s.answer(h)) }
-
-	handle("GET /v1/version", s.version)
-	handle("GET /v1/targets", s.targets)
-	handle("GET /v1/devices", s.devices)
-	handle("POST /v1/apply", s.applySteps)
-	handle("POST /v1/remove-all", s.removeAll)
-	handle("POST /v1/shutdown", s.shutdown)
-	m.HandleFunc("GET /v1/events", s.events)
-
-	handle("GET /v1/device", s.info)
-	handle("GET /v1/device/table", s.table)
-	handle("GET /v1/device/status", s.status)
-	handle("GET /v1/device/deps", s.deps)
-	handle("GET /v1/device/wait", s.wait)
-	handle("POST /v1/device/message", s.message)
-	handle("POST /v1/device/discard", s.discard)
-	handle("POST /v1/device/flush", s.flush)
-
-	for _, op := range []string{
-		control.OpCreate, control.OpLoad, control.OpClear, control.OpSuspend, control.OpResume,
-		control.OpRename, control.OpSetUUID, control.OpRemove, control.OpAttr,
-	} {
-		handle("POST /v1/device/"+op, s.single(op))
+	for pattern, h := range s.handlers() {
+		m.HandleFunc(pattern, s.answer(h))
 	}
-
+	m.HandleFunc(eventsRoute, s.events)
 	m.HandleFunc("/", s.answer(func(r *http.Request) (any, error) {
 		return nil, control.Errorf(control.CodeUnsupported, "there is no %s %s", r.Method, r.URL.Path)
 	}))
 	return m
+}
+
+// eventsRoute is the one that answers with a stream.
+const eventsRoute = "GET /v1/events"
+
+func (s *Server) handlers() map[string]handler {
+	all := map[string]handler{
+		"GET /v1/version":     s.version,
+		"GET /v1/targets":     s.targets,
+		"GET /v1/devices":     s.devices,
+		"POST /v1/apply":      s.applySteps,
+		"POST /v1/remove-all": s.removeAll,
+		"POST /v1/shutdown":   s.shutdown,
+
+		"GET /v1/device":          s.info,
+		"GET /v1/device/table":    s.table,
+		"GET /v1/device/status":   s.status,
+		"GET /v1/device/deps":     s.deps,
+		"GET /v1/device/wait":     s.wait,
+		"POST /v1/device/message": s.message,
+		"POST /v1/device/discard": s.discard,
+		"POST /v1/device/flush":   s.flush,
+	}
+	for _, op := range []string{
+		control.OpCreate, control.OpLoad, control.OpClear, control.OpSuspend, control.OpResume,
+		control.OpRename, control.OpSetUUID, control.OpRemove, control.OpAttr,
+	} {
+		all["POST /v1/device/"+op] = s.single(op)
+	}
+	return all
 }
 
 func (s *Server) version(*http.Request) (any, error) {
