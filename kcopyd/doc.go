@@ -26,14 +26,14 @@
 //     of the segments are or-ed; which of them were copied is not reported, so
 //     after an error the destination is undefined, as in the kernel.
 //  4. A read error ends its segment unwritten. With IgnoreError the segment is
-//     read again page by page, what then cannot be read is written as zeros. A
-//     write error at one destination does not
-//     keep the same segment from the others. An end of file is an error. Every
-//     error is reported, ignored or not.
+//     read again page by page, and what then cannot be read is written as
+//     zeros. A write error at one destination does not keep the same segment
+//     from the others. An end of file is an error. Every error is reported,
+//     ignored or not.
 //  5. Callbacks of one client run one at a time, each after the one before it
-//     has returned, in the order in which the requests ended, on a
-//     goroutine of the client, never inside the call that submits. The buffers of the request
-//     were given back before. A callback may submit requests and use
+//     has returned, in the order in which the requests ended, on a goroutine
+//     of the client, never inside the call that submits. The buffers of the
+//     request were given back before. A callback may submit requests and use
 //     [Prepared.Do]; it must not wait for another request of its client
 //     (Drain and Close included), which would be waiting for itself.
 //  6. Holes of the source (see [blockdev.Extenter]) are not read: the same
@@ -64,4 +64,22 @@
 // Callbacks run without a lock of this package. Copy, Zero, Prepare,
 // Prepared.Do, Cancel, Progress, Err and Stats never wait for I/O and may be
 // called with any lock held that callbacks may wait for.
+//
+// # Failure
+//
+// Errors of devices are values: two flags for the callback, and the first of
+// them with operation, device and byte range in [Job.Err]. A request that no
+// device can have (regions beyond the largest byte offset) fails in the same
+// way, as its numbers may come from a damaged disk. Wrong calls panic: no or
+// too many destinations, counts that differ, a Prepared used twice.
+//
+// # Example
+//
+//	c, err := kcopyd.New(kcopyd.Options{})
+//	...
+//	c.Copy(kcopyd.Region{Dev: origin, Start: 0, Count: 16},
+//		[]kcopyd.Region{{Dev: cow, Start: 32, Count: 16}}, 0,
+//		func(readErr bool, writeErr uint64) { ... })
+//	...
+//	c.Close()
 package kcopyd

@@ -57,6 +57,32 @@ func TestStep_ScanningCostsNoTurn(t *testing.T) {
 		"f read 24+8", "to write 24+8", "b read 24+8", "to zero 32+8", "b read 32+8")
 }
 
+// TestStep_NothingNewBehindAnError: one destination of a segment has failed, the
+// other is still being written, and no further segment is begun.
+func TestStep_NothingNewBehindAnError(t *testing.T) {
+	const n = 512
+	bad := devtest.NewFaultText(filled(t, garbageSeed, n), "write errno=EIO")
+	slow := devtest.NewFaultText(filled(t, garbageSeed, n), "write hang")
+	c := newManual(t, Options{Pages: 64}) // segments of 64 KiB, which two workers write
+	fn, ch := notifier()
+	c.Copy(Region{plain{filled(t, sourceSeed, n)}, 0, n}, []Region{{bad, 0, n}, {slow, 0, n}}, 0, fn)
+	c.step()
+	stepped := make(chan bool)
+	go func() { stepped <- c.step() }()
+	awaitHanging(t, slow, 1)
+	if c.step() {
+		t.Error("a segment was begun behind an error")
+	}
+	slow.Release()
+	await(t, stepped)
+	run(c)
+	if got := await(t, ch); got != (result{false, 1}) {
+		t.Errorf("%+v", got)
+	}
+	check(t, devtest.Check(slow, sourceSeed, 0, 128))
+	check(t, devtest.Check(slow, garbageSeed, 128, n-128))
+}
+
 // TestStep_HeadWaitsForBuffers is rule 2: a request that finds too few buffers
 // keeps its place, those behind it do not overtake, and it gets them all when
 // they come back.

@@ -34,6 +34,9 @@ func (s *segment) bytes() int64 { return s.n.Bytes() }
 // the head must first be told about its holes.
 func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
 	j := c.queue.head
+	for ; j != nil && !j.moreLocked(); j = c.queue.head {
+		c.advanceLocked(j) // a segment of it has just failed
+	}
 	if j == nil || c.starved {
 		return nil, nil
 	}
