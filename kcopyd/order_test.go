@@ -60,7 +60,7 @@ func TestStep_ScanningCostsNoTurn(t *testing.T) {
 // TestStep_NothingNewBehindAnError: one destination of a segment has failed, the
 // other is still being written, and no further segment is begun.
 func TestStep_NothingNewBehindAnError(t *testing.T) {
-	const n = 512
+	const n = 1024
 	bad := devtest.NewFaultText(filled(t, garbageSeed, n), "write errno=EIO")
 	slow := devtest.NewFaultText(filled(t, garbageSeed, n), "write hang")
 	c := newManual(t, Options{Pages: 64}) // segments of 64 KiB, which two workers write
