@@ -23,8 +23,8 @@ import (
 
 // limit is how long a test may take, and waitLimit how long one wait in it.
 const (
-	testLimit = 40 * time.Second
-	waitLimit = 10 * time.Second
+	testLimit = 90 * time.Second
+	waitLimit = 20 * time.Second
 )
 
 // childEnv makes the test binary a client or a server; see child_test.go.
