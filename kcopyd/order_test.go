@@ -70,9 +70,11 @@ func TestStep_NothingNewBehindAnError(t *testing.T) {
 	stepped := make(chan bool)
 	go func() { stepped <- c.step() }()
 	awaitHanging(t, slow, 1)
-	if c.step() {
-		t.Error("a segment was begun behind an error")
-	}
+	within(t, "step behind an error", func() {
+		if c.step() {
+			t.Error("a segment was begun behind an error")
+		}
+	})
 	slow.Release()
 	await(t, stepped)
 	run(c)
@@ -99,9 +101,11 @@ func TestStep_HeadWaitsForBuffers(t *testing.T) {
 	awaitHanging(t, held, 1)
 	c.Copy(Region{plain{log.Wrap("big", src)}, 0, 32}, []Region{{dst, 100, 32}}, 0, none) // 4 pages, 3 are free
 	c.Copy(Region{plain{log.Wrap("small", src)}, 0, 8}, []Region{{dst, 200, 8}}, 0, none) // 1 page
-	if c.step() {
-		t.Error("something was started without its buffers or out of turn")
-	}
+	within(t, "step without buffers", func() {
+		if c.step() {
+			t.Error("something was started without its buffers or out of turn")
+		}
+	})
 	if s := c.Stats(); s.BufferWaits != 1 || s.PagesFree != 3 || s.Queued != 2 {
 		t.Errorf("%+v", s)
 	}
