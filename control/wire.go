@@ -38,11 +38,13 @@ type Line struct {
 	Args   []string `json:"args"`
 }
 
-// View is what the caller sees under an absolute path that a table names.
+// View is what the caller sees under an absolute path that a table names. A
+// block device is the same where its number is, under whatever node.
 type View struct {
 	Path string `json:"path"`
-	Dev  uint64 `json:"dev"` // st_dev
-	Ino  uint64 `json:"ino"` // st_ino
+	Dev  uint64 `json:"dev"`            // st_dev
+	Ino  uint64 `json:"ino"`            // st_ino
+	Rdev uint64 `json:"rdev,omitempty"` // st_rdev of a block device
 }
 
 // Attr is the mode and owner of a device file; nil fields keep what is.

@@ -183,10 +183,8 @@ func (s *session) checkFree(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	for _, m := range s.devices {
-		if m.Name == name {
-			return fail(exitBusy, fmt.Errorf("there is already a device %q", name), "choose another name, or see what it is with: dmfuse table "+shellQuote(name))
-		}
+	if _, ok := s.called(name); ok {
+		return fail(exitBusy, fmt.Errorf("there is already a device %q", name), "choose another name, or see what it is with: dmfuse table "+shellQuote(name))
 	}
 	return nil
 }

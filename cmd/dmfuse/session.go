@@ -18,12 +18,14 @@ type session struct {
 	c       *control.Client // nil without a daemon
 	v       control.Version
 	devices []mapped
+	byWord  map[string]int // index into devices of each word that stands for one in a table
 }
 
 // mapped is a device with its live table.
 type mapped struct {
 	control.Info
-	lines []mapper.Line
+	lines  []mapper.Line
+	status []control.TargetStatus // by loadAll, if asked for
 }
 
 // session finds the daemon that runs; exit code 5 when none does.
@@ -66,22 +68,32 @@ func (s *session) start(ctx context.Context) error {
 	return err
 }
 
-// load reads all devices with their tables.
-func (s *session) load(ctx context.Context) error {
+// load reads all devices with their tables, in one request.
+func (s *session) load(ctx context.Context) error { return s.loadAll(ctx, false) }
+
+// loadAll is load, with the status lines if asked for.
+func (s *session) loadAll(ctx context.Context, statuses bool) error {
 	if s.c == nil || s.devices != nil {
 		return nil
 	}
-	list, err := s.c.Devices(ctx)
+	list, err := s.c.Tables(ctx, statuses)
 	if err != nil {
 		return err
 	}
-	for _, i := range list {
-		m, err := s.device(ctx, i.Name)
-		if errorCode(err) == control.CodeNotFound {
-			continue // removed in between
-		}
-		if err != nil {
+	if len(list.Tables) != len(list.Devices) || statuses && len(list.Statuses) != len(list.Devices) {
+		return fail(exitNoDaemon, control.Errorf(control.CodeProtocol, "the daemon with pid %d is too old to list tables", s.v.PID), "end it and start the present one")
+	}
+	s.byWord = make(map[string]int, 3*len(list.Devices))
+	for i, info := range list.Devices {
+		m := mapped{Info: info}
+		if m.lines, err = tableLines(list.Tables[i]); err != nil {
 			return err
+		}
+		if statuses {
+			m.status = list.Statuses[i]
+		}
+		for _, word := range []string{info.Name, info.Path, fmt.Sprintf("%d:%d", info.Major, info.Minor)} {
+			s.byWord[word] = i
 		}
 		s.devices = append(s.devices, m)
 	}
@@ -163,12 +175,17 @@ var snapshotTypes = []string{"snapshot", "snapshot-merge"}
 // deviceOf finds the device that a word of a table stands for: a name, a path
 // in the mount, or a number. It needs load.
 func (s *session) deviceOf(word string) (mapped, bool) {
-	for _, m := range s.devices {
-		if word == m.Name || word == m.Path || word == fmt.Sprintf("%d:%d", m.Major, m.Minor) {
-			return m, true
-		}
+	i, ok := s.byWord[word]
+	if !ok {
+		return mapped{}, false
 	}
-	return mapped{}, false
+	return s.devices[i], true
+}
+
+// called finds a device by its name. It needs load.
+func (s *session) called(name string) (mapped, bool) {
+	m, ok := s.deviceOf(name)
+	return m, ok && m.Name == name
 }
 
 // originOver finds the live origin device whose lower device is the place. It

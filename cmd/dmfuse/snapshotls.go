@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/dmfuse/dmfuse/control"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +28,9 @@ type snapshotInfo struct {
 	OpenCount      int     `json:"open_count"`
 }
 
-// snapshotInfo reads what the daemon knows of a snapshot.
-func (s *session) snapshotInfo(ctx context.Context, m mapped) (snapshotInfo, error) {
+// snapshotInfo puts together what the daemon knows of a snapshot. It needs
+// loadAll.
+func (s *session) snapshotInfo(m mapped) (snapshotInfo, error) {
 	args := m.lines[0].Args
 	i := snapshotInfo{
 		Name: m.Name, Path: m.Path, SizeBytes: m.SizeBytes, Origin: s.wordText(args[0]), COW: s.wordText(args[1]), Store: args[2],
@@ -41,14 +41,10 @@ func (s *session) snapshotInfo(ctx context.Context, m mapped) (snapshotInfo, err
 		return i, fmt.Errorf("the chunk size of %s is %q, which is no number", m.Name, args[3])
 	}
 	i.ChunkSizeBytes = sectors * 512
-	r, err := s.c.Status(ctx, control.ByName(m.Name), false, true)
-	if err != nil {
-		return i, err
-	}
-	if len(r.Targets) != 1 {
+	if len(m.status) != 1 {
 		return i, fmt.Errorf("the table of %s has just been changed", m.Name)
 	}
-	return i, i.readStatus(r.Targets[0].Params)
+	return i, i.readStatus(m.status[0].Params)
 }
 
 // readStatus takes over the text of the target's status.
@@ -110,7 +106,7 @@ func (a *app) snapshotLs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.load(ctx); err != nil {
+	if err := s.loadAll(ctx, true); err != nil {
 		return err
 	}
 	all := []snapshotInfo{}
@@ -118,10 +114,7 @@ func (a *app) snapshotLs(ctx context.Context) error {
 		if !m.isSnapshot() {
 			continue
 		}
-		i, err := s.snapshotInfo(ctx, m)
-		if errorCode(err) == control.CodeNotFound {
-			continue // removed in between
-		}
+		i, err := s.snapshotInfo(m)
 		if err != nil {
 			return err
 		}
@@ -193,7 +186,7 @@ func (a *app) snapshotUsage(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	i, err := s.snapshotInfo(ctx, m)
+	i, err := s.snapshotInfo(m)
 	if err != nil {
 		return err
 	}
@@ -240,12 +233,12 @@ func (a *app) snapshotCalled(ctx context.Context, name string) (*session, mapped
 	if err != nil {
 		return nil, mapped{}, err
 	}
-	if err := s.load(ctx); err != nil {
+	if err := s.loadAll(ctx, true); err != nil {
 		return nil, mapped{}, err
 	}
-	m, err := s.device(ctx, name)
-	if err != nil {
-		return nil, m, err
+	m, ok := s.called(name)
+	if !ok {
+		return nil, m, noSuchDevice(name)
 	}
 	if !m.isSnapshot() {
 		kind := "has no live table"
