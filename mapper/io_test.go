@@ -53,7 +53,7 @@ func TestIO_EndsOfAMappedLowerDevice(t *testing.T) {
 	d := mustCreate(t, m, "d", "0 8 linear 7:0 0")
 	l := &mappedLower{dev: d, ctx: context.Background}
 	blockDeviceEnds(t, l, 8*512)
-	if err := target.ReadLower(limit(t), l, make([]byte, 2), 8*512-1); blockdev.Kind(err) != blockdev.ErrRange {
+	if err := target.ReadLower(limit(t), l, make([]byte, 2), 8*512-1); blockdev.Kind(err) != blockdev.ErrIO {
 		t.Errorf("read over the end: %v", err)
 	}
 }

@@ -111,7 +111,7 @@ func (d *Device) closeTables(ctx context.Context) {
 	d.mu.Unlock()
 	var errs []error
 	if inactive != nil {
-		errs = append(errs, inactive.destroy())
+		errs = append(errs, inactive.destroy(ctx))
 	}
 	t := d.live.Load()
 	if !suspended {
@@ -122,7 +122,7 @@ func (d *Device) closeTables(ctx context.Context) {
 		// Nobody has the device open, so what is still inside ends by itself.
 		_ = d.gate.drain(d.m.life)
 		if t != nil {
-			if err := t.flush(ctx); err != nil {
+			if err := t.lastFlush(ctx); err != nil {
 				d.keepFlushError(err)
 			}
 			t.postsuspend()
@@ -134,7 +134,7 @@ func (d *Device) closeTables(ctx context.Context) {
 	d.mu.Unlock()
 	d.gate.open()
 	if t != nil {
-		errs = append(errs, t.destroy())
+		errs = append(errs, t.destroy(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
 		d.m.log.WithField("device", d.Name()).WithError(err).Warn("closing the tables")

@@ -241,13 +241,13 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 	t, err := d.build(ctx, lines, e.rec.Live.ReadOnly, true)
 	if err == nil {
 		if err = t.checkLimits(); err != nil {
-			_ = t.destroy()
+			_ = t.destroy(ctx)
 		}
 	}
 	if err == nil {
 		if err = d.restoreTable(t); err != nil {
 			d.live.Store(nil)
-			_ = t.destroy()
+			_ = t.destroy(ctx)
 			d.gate.open()
 		}
 	}

@@ -19,6 +19,7 @@ type disks struct {
 	mu   sync.Mutex
 	mem  map[string]*disk
 	open int
+	ids  uint64
 }
 
 // disk is a device in memory with the printed name of a table.
@@ -43,8 +44,9 @@ func (d *disk) Close() error {
 func newDisks() *disks { return &disks{mem: map[string]*disk{}} }
 
 func (s *disks) add(name string, sectors blockdev.Sector) *disk {
+	s.ids++
 	dev := blockdev.NewMem(sectors.Bytes())
-	d := &disk{Device: dev, all: s, name: name, block: 512, id: blockdev.ID{Kind: blockdev.IDBlock, A: uint64(len(s.mem))}}
+	d := &disk{Device: dev, all: s, name: name, block: 512, id: blockdev.ID{Kind: blockdev.IDBlock, A: s.ids}}
 	s.mem[name] = d
 	return d
 }

@@ -134,14 +134,14 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 			return err
 		}
 	}
-	old, err := d.swap(next)
+	old, err := d.swap(ctx, next)
 	if err != nil {
 		return err
 	}
 	err = d.resume(true)
 	if old != nil {
 		d.pruneGuards(old, next)
-		if cerr := old.destroy(); cerr != nil {
+		if cerr := old.destroy(ctx); cerr != nil {
 			d.m.log.WithField("device", d.Name()).WithError(cerr).Warn("closing the old table")
 		}
 	}
@@ -150,12 +150,12 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 
 // swap takes the inactive table out of its slot and makes it live. The gate is
 // shut and drained. A table that does not fit is destroyed.
-func (d *Device) swap(next *table) (old *table, err error) {
+func (d *Device) swap(ctx context.Context, next *table) (old *table, err error) {
 	d.mu.Lock()
 	d.inactive = nil
 	d.mu.Unlock()
 	if err := next.checkLimits(); err != nil {
-		_ = next.destroy()
+		_ = next.destroy(ctx)
 		d.record()
 		return nil, err
 	}
@@ -242,7 +242,7 @@ func (d *Device) load(ctx context.Context, lines []Line, readOnly, restoring boo
 		err = t.checkLimits()
 	}
 	if err != nil {
-		_ = t.destroy()
+		_ = t.destroy(ctx)
 		return err
 	}
 	d.mu.Lock()
@@ -253,11 +253,11 @@ func (d *Device) load(ctx context.Context, lines []Line, readOnly, restoring boo
 		d.mu.Lock()
 		d.inactive, d.loaded = old, !first
 		d.mu.Unlock()
-		_ = t.destroy()
+		_ = t.destroy(ctx)
 		return err
 	}
 	if old != nil {
-		_ = old.destroy()
+		_ = old.destroy(ctx)
 	}
 	return nil
 }
@@ -276,7 +276,7 @@ func (d *Device) Clear() error {
 		return nil
 	}
 	d.record()
-	if err := old.destroy(); err != nil {
+	if err := old.destroy(context.Background()); err != nil {
 		return fmt.Errorf("%w: closing the inactive table of %s", blockdev.ErrIO, d.Name())
 	}
 	return nil

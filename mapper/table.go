@@ -222,7 +222,7 @@ func (t *table) release() {
 
 // destroy waits for the last holder, closes the targets and then the lower
 // devices. The table is in no slot any more, so nobody can take hold of it.
-func (t *table) destroy() error {
+func (t *table) destroy(ctx context.Context) error {
 	t.live.Store(false)
 	t.mu.Lock()
 	var gone chan struct{}
@@ -235,11 +235,40 @@ func (t *table) destroy() error {
 		<-gone
 	}
 	if t.flushAtEnd {
-		if err := t.flush(t.dev.m.life); err != nil {
+		if err := t.lastFlush(ctx); err != nil {
 			t.dev.keepFlushError(err)
 		}
 	}
 	return t.closeAll()
+}
+
+// lastFlush flushes a table before it is closed. It does not wait for a suspended
+// device below: neither a resume without flush nor a remove may hang on that.
+func (t *table) lastFlush(ctx context.Context) error {
+	if d := t.stuckBelow(); d != nil {
+		return fmt.Errorf("%w: the table was not flushed, as device %s below it is suspended", blockdev.ErrIO, d.Name())
+	}
+	return t.flush(ctx)
+}
+
+// stuckBelow finds a mapped device below the table that a flush would wait for.
+func (t *table) stuckBelow() *Device {
+	for _, l := range t.lowers {
+		if l.mapped == nil {
+			continue
+		}
+		if l.mapped.isSuspended() && !l.mapped.clean.Load() {
+			return l.mapped
+		}
+		if below := l.mapped.hold(false); below != nil {
+			d := below.stuckBelow()
+			below.release()
+			if d != nil {
+				return d
+			}
+		}
+	}
+	return nil
 }
 
 func (t *table) closeAll() error {

@@ -24,23 +24,33 @@ type ContextDevice interface {
 // has become shorter than its table says is an error of kind I/O.
 func ReadLower(ctx context.Context, d blockdev.Device, p []byte, off int64) error {
 	if c, ok := d.(ContextDevice); ok {
-		return c.ReadContext(ctx, p, off)
+		return inside("read", d, off, int64(len(p)), c.ReadContext(ctx, p, off))
 	}
 	n, err := d.ReadAt(p, off)
 	if n == len(p) {
 		return nil
 	}
 	if err == nil || err == io.EOF {
-		return &blockdev.Error{Op: "read", Device: nameOf(d), Offset: off, Length: int64(len(p)),
-			Err: fmt.Errorf("%w: the device ends after %d of these bytes", blockdev.ErrIO, n)}
+		err = blockdev.ErrRange
 	}
-	return err
+	return inside("read", d, off, int64(len(p)), err)
+}
+
+// inside turns the error of a range past the end into one of kind I/O: the
+// segment fitted its device when the table was made live, so the device has
+// shrunk, and that is no fault of the request.
+func inside(op string, d blockdev.Device, off, n int64, err error) error {
+	if err == nil || blockdev.Kind(err) != blockdev.ErrRange {
+		return err
+	}
+	return &blockdev.Error{Op: op, Device: nameOf(d), Offset: off, Length: n,
+		Err: fmt.Errorf("%w: the device has become shorter, %d bytes are left", blockdev.ErrIO, d.Size())}
 }
 
 // WriteLower writes p at byte off of d; with fua it is durable on return.
 func WriteLower(ctx context.Context, d blockdev.Device, p []byte, off int64, fua bool) error {
 	if c, ok := d.(ContextDevice); ok {
-		return c.WriteContext(ctx, p, off, fua)
+		return inside("write", d, off, int64(len(p)), c.WriteContext(ctx, p, off, fua))
 	}
 	var err error
 	if fua {
@@ -48,7 +58,7 @@ func WriteLower(ctx context.Context, d blockdev.Device, p []byte, off int64, fua
 	} else {
 		_, err = d.WriteAt(p, off)
 	}
-	return err
+	return inside("write", d, off, int64(len(p)), err)
 }
 
 // FlushLower flushes d.
@@ -63,10 +73,10 @@ func FlushLower(ctx context.Context, d blockdev.Device) error {
 // where it has none: the mapper writes zeros then.
 func ZeroLower(ctx context.Context, d blockdev.Device, off, n int64, unmap bool) error {
 	if c, ok := d.(ContextDevice); ok {
-		return c.ZeroContext(ctx, off, n, unmap)
+		return inside("zero", d, off, n, c.ZeroContext(ctx, off, n, unmap))
 	}
 	if z, ok := d.(blockdev.Zeroer); ok {
-		return z.Zero(off, n, unmap)
+		return inside("zero", d, off, n, z.Zero(off, n, unmap))
 	}
 	return blockdev.ErrUnsupported
 }
@@ -74,17 +84,19 @@ func ZeroLower(ctx context.Context, d blockdev.Device, off, n int64, unmap bool)
 // DiscardLower tells d that a range is not needed.
 func DiscardLower(ctx context.Context, d blockdev.Device, off, n int64) error {
 	if c, ok := d.(ContextDevice); ok {
-		return c.DiscardContext(ctx, off, n)
+		return inside("discard", d, off, n, c.DiscardContext(ctx, off, n))
 	}
-	return blockdev.Discard(d, off, n)
+	return inside("discard", d, off, n, blockdev.Discard(d, off, n))
 }
 
 // ExtentLower describes the run at off of d.
 func ExtentLower(ctx context.Context, d blockdev.Device, off int64) (length int64, hole bool, err error) {
 	if c, ok := d.(ContextDevice); ok {
-		return c.ExtentContext(ctx, off)
+		length, hole, err = c.ExtentContext(ctx, off)
+	} else {
+		length, hole, err = blockdev.Extent(d, off)
 	}
-	return blockdev.Extent(d, off)
+	return length, hole, inside("extent", d, off, 1, err)
 }
 
 func nameOf(d blockdev.Device) string {
