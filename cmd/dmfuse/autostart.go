@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -77,6 +78,8 @@ func (a *app) spawn(ctx context.Context, dir string) error {
 	cmd := exec.Command(self, args...)
 	cmd.Args[0] = "dmfuse" // also when we were called dmsetup
 	cmd.Dir = "/"
+	// A service manager that waits for this command does not wait for it.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{readyEnd}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -58,7 +58,7 @@ func letterName(o option) string {
 func (s *optionSet) dmsetupSwitch(o option, value string) error {
 	name := letterName(o)
 	s.set(name, value)
-	bad := func(format string, args ...any) error { return errors.New(fmt.Sprintf(format, args...)) }
+	bad := func(format string, args ...any) error { return fmt.Errorf(format, args...) }
 	switch name {
 	case "mode":
 		if n, err := strconv.ParseUint(value, 8, 31); err != nil || n == 0 {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/mapper"
@@ -87,15 +86,8 @@ func viewOf(path, mount string) (control.View, bool) {
 	if mount != "" && within(mount, filepath.Clean(path)) {
 		return control.View{}, false
 	}
-	fi, err := os.Stat(path)
-	if err != nil {
-		return control.View{}, false
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return control.View{}, false
-	}
-	return control.View{Path: path, Dev: uint64(st.Dev), Ino: st.Ino}, true
+	v, err := control.ViewOf(path)
+	return v, err == nil
 }
 
 // newDevice is what create makes.

@@ -48,8 +48,6 @@ func (l *loop) ID() blockdev.ID {
 }
 func (l *loop) BlockSize() int { return l.block }
 func (l *loop) Close() error   { return nil } // it outlives the tables
-func (l *loop) sectors() int64 { return l.Size() / 512 }
-func numbers(s string) []int64 { return fields(strings.Fields(s)) }
 func fields(w []string) []int64 {
 	n := make([]int64, len(w))
 	for i := range w {

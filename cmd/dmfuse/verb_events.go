@@ -42,8 +42,11 @@ func (a *app) events(ctx context.Context, follow bool) error {
 		}
 		return nil
 	})
-	if err == (enough{}) || ctx.Err() != nil {
+	switch {
+	case err == (enough{}) || ctx.Err() != nil:
 		return nil // Ctrl-C is how one leaves
+	case err == nil:
+		return failf(exitNoDaemon, "the daemon has ended")
 	}
 	return err
 }

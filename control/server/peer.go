@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,17 +54,4 @@ func (p peer) pid() int {
 		return 0
 	}
 	return int(p.cred.Pid)
-}
-
-// statFile says which file is under a path.
-func statFile(path string) (dev, ino uint64, err error) {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return 0, 0, err
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, 0, errors.New("no device and inode known")
-	}
-	return uint64(st.Dev), st.Ino, nil
 }

@@ -38,9 +38,9 @@ type Options struct {
 	// this process runs as.
 	Allowed func(uid uint32) bool
 
-	// Stat says which file is under an absolute path, for comparing with
-	// what a caller sees. Nil: the file system's.
-	Stat func(path string) (dev, ino uint64, err error)
+	// View says what is under an absolute path, for comparing with what a
+	// caller sees. Nil: what this process sees.
+	View func(path string) (control.View, error)
 
 	Log logrus.FieldLogger // nil: nothing is logged
 }
@@ -66,8 +66,8 @@ func New(o Options) *Server {
 		self := uint32(os.Geteuid())
 		o.Allowed = func(uid uint32) bool { return uid == 0 || uid == self }
 	}
-	if o.Stat == nil {
-		o.Stat = statFile
+	if o.View == nil {
+		o.View = control.ViewOf
 	}
 	if o.Log == nil {
 		l := logrus.New()

@@ -272,8 +272,8 @@ func (s *Server) rename(d *mapper.Device, st control.Step) (*undo, error) {
 // checkViews refuses a step when the caller saw other files than we do.
 func (s *Server) checkViews(st control.Step) error {
 	for _, v := range st.Views {
-		dev, ino, err := s.opts.Stat(v.Path)
-		if err == nil && dev == v.Dev && ino == v.Ino {
+		ours, err := s.opts.View(v.Path)
+		if err == nil && ours.Same(v) {
 			continue
 		}
 		why := "another file"

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/dmfuse/dmfuse/control"
+)
+
+// status prints the table or the status of devices, and lists those of one
+// type of target for ls.
+func (d *dm) status(args []string) error {
+	d.jsonKey = "devices"
+	if len(args) == 0 && !d.o.on("uuid") && !d.o.on("major") {
+		infos, err := d.devices()
+		if err != nil {
+			return err
+		}
+		if len(infos) == 0 {
+			return d.none()
+		}
+		d.several = true
+		for _, i := range infos {
+			// A device that went in between is none of the list.
+			if err := d.statusKey(control.ByName(i.Name)); err != nil && !errors.Is(err, syscall.ENXIO) {
+				return err
+			}
+		}
+		return nil
+	}
+	key, err := d.onlyKey(args)
+	if err != nil {
+		return err
+	}
+	return d.statusKey(key)
+}
+
+// lines asks for the table or status of a device.
+func (d *dm) lines(key control.Key) (control.StatusReply, error) {
+	inactive := d.o.on("inactive")
+	if d.cmd.name != "status" && d.cmd.name != "ls" {
+		r, err := d.tableOf(key, inactive)
+		return r, failed("table", key, err)
+	}
+	if d.c == nil {
+		return control.StatusReply{}, d.missing(noDevice(key), key)
+	}
+	r, err := d.c.Status(d.ctx, key, inactive, d.o.on("noflush"))
+	if err != nil {
+		return r, d.missing(err, key)
+	}
+	return r, nil
+}
+
+// statusKey prints the lines of one device.
+func (d *dm) statusKey(key control.Key) error {
+	r, err := d.lines(key)
+	if err != nil {
+		return err
+	}
+	targets := r.Targets
+	if d.o.on("target") {
+		targets = nil
+		for _, t := range r.Targets {
+			if t.Type == d.o.value["target"] {
+				targets = append(targets, t)
+			}
+		}
+	} else if len(targets) == 0 {
+		targets = []control.TargetStatus{{}} // no table is an empty line
+	}
+	switch {
+	case len(targets) == 0:
+		return nil
+	case d.json:
+		d.jsonLines(r, targets)
+	case d.o.on("exec") && !d.o.on("verbose"):
+	case d.cmd.name == "ls":
+		fmt.Fprintf(d.stdout, "%s\t(%d, %d)\n", d.mangling.show(r.Device.Name), r.Device.Major, r.Device.Minor)
+	case d.cmd.name == "table" && d.o.on("concise"):
+		d.printConcise(r.Device, targets)
+	default:
+		if err := d.printLines(r.Device, targets); err != nil {
+			return err
+		}
+	}
+	if d.o.on("check") {
+		d.checkTargets(r)
+	}
+	if d.o.on("exec") {
+		return d.exec(r.Device)
+	}
+	return nil
+}
+
+// degraded are the status texts of snapshots that serve their data no more,
+// or not all of it.
+func degraded(t control.TargetStatus) bool {
+	switch t.Params {
+	case "Invalid", "Overflow", "Merge failed", "Unknown":
+		return t.Type == "snapshot" || t.Type == "snapshot-merge"
+	}
+	return false
+}
+
+// checkTargets notes what is degraded, for the exit code.
+func (d *dm) checkTargets(r control.StatusReply) {
+	for _, t := range r.Targets {
+		if degraded(t) {
+			d.degraded = true
+			fmt.Fprintf(d.stderr, "dmfuse: %s: %s at sector %d is %s\n", r.Device.Name, t.Type, t.Start, t.Params)
+		}
+	}
+	if r.Device.Problem != "" {
+		d.degraded = true
+		fmt.Fprintf(d.stderr, "dmfuse: %s: %s\n", r.Device.Name, r.Device.Problem)
+	}
+}
+
+// jsonLines adds a device with its lines to the answer of -J.
+func (d *dm) jsonLines(r control.StatusReply, targets []control.TargetStatus) {
+	if len(r.Targets) == 0 {
+		targets = []control.TargetStatus{}
+	}
+	d.jsonOut = append(d.jsonOut, map[string]any{
+		"name": r.Device.Name, "uuid": r.Device.UUID, "major": r.Device.Major, "minor": r.Device.Minor, "targets": targets,
+	})
+}
+
+func (d *dm) printLines(i control.Info, targets []control.TargetStatus) error {
+	prefix := ""
+	switch {
+	case d.o.on("verbose"):
+		if err := d.showInfo(i); err != nil {
+			return err
+		}
+	case d.several:
+		prefix = d.mangling.show(i.Name) + ": "
+	}
+	for _, t := range targets {
+		line := ""
+		if t.Type != "" {
+			line = fmt.Sprintf("%d %d %s %s", t.Start, t.Length, t.Type, t.Params)
+		}
+		if _, err := fmt.Fprintln(d.stdout, prefix+line); err != nil {
+			return err
+		}
+	}
+	if d.several && d.o.on("verbose") {
+		fmt.Fprintln(d.stdout)
+	}
+	return nil
+}
+
+// printConcise prints a device in the form that create --concise reads.
+func (d *dm) printConcise(i control.Info, targets []control.TargetStatus) {
+	quote := strings.NewReplacer(",", `\,`, ";", `\;`, `\`, `\\`).Replace
+	if d.conciseOut {
+		fmt.Fprint(d.stdout, ";")
+	}
+	d.conciseOut = true
+	mode := "rw"
+	if i.ReadOnly {
+		mode = "ro"
+	}
+	fmt.Fprintf(d.stdout, "%s,%s,%d,%s", quote(d.mangling.show(i.Name)), quote(d.mangling.show(i.UUID)), i.Minor, mode)
+	for _, t := range targets {
+		if t.Type != "" {
+			fmt.Fprintf(d.stdout, ",%d %d %s %s", t.Start, t.Length, t.Type, quote(t.Params))
+		}
+	}
+}
+
+// exec runs the command of --exec with the path of the device.
+func (d *dm) exec(i control.Info) error {
+	words := strings.Fields(d.o.value["exec"])
+	if len(words) == 0 {
+		return said{exitUsage}
+	}
+	path := i.Path
+	if path == "" {
+		path = filepath.Join(d.devDir, "mapper", i.Name)
+	}
+	cmd := exec.CommandContext(d.ctx, words[0], append(words[1:], path)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = d.stdin, d.stdout, d.stderr
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) && d.people {
+		return failf(exitFailed, "--exec %s: %w", words[0], err)
+	}
+	return nil // how the command ended is its own affair
+}
