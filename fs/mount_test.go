@@ -120,13 +120,21 @@ func TestMount_OrdinaryUser(t *testing.T) {
 	at := filepath.Join(dir, "a, b\\c") // characters that mount options treat specially
 	onHang(t, at, func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
 	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
-	p := startBinary(t, &syscall.Credential{Uid: 65534, Gid: 65534}, binary, "serve", at)
+	serve := func() *process {
+		return startBinary(t, &syscall.Credential{Uid: 65534, Gid: 65534}, binary, "serve", at)
+	}
+	p := serve()
+	if err := p.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = p.end()
+	p = serve() // over the dead mount
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(text), "fuse.dmfuse dmfuse rw,user_id=65534") {
-		t.Errorf("no mount of nobody in\n%s", text)
+	if n := strings.Count(string(text), "fuse.dmfuse dmfuse rw,user_id=65534"); n != 1 {
+		t.Errorf("%d mounts of nobody in\n%s", n, text)
 	}
 	out := run(t, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "stat", "-c", "%s %U", filepath.Join(at, "vol"))
 	if !strings.HasPrefix(out, "1048576 ") {
