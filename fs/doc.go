@@ -32,9 +32,9 @@
 //  4. Punched holes and zeroed ranges read as zeros. What would make a file
 //     longer is ENOSPC; setting the size to what it is, or to 0 as O_TRUNC does,
 //     succeeds and changes nothing; any other size is EINVAL.
-//  5. No answer is ENOSYS: the kernel takes it for "never ask again", for every
-//     device of the mount. (Of extended attributes go-fuse says so, which is
-//     wanted: each write would ask for them.)
+//  5. No device operation is answered with ENOSYS: the kernel takes it for
+//     "never ask again", for every device of the mount. (For extended
+//     attributes, poll, statx and locks that is what is wanted.)
 //  6. An errno is made in errno.go only.
 //
 // # Ioctls
