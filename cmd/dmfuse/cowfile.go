@@ -21,7 +21,7 @@ type cowFile struct {
 	store   string
 	wipe    bool // holds something that is to go (--force)
 	damaged bool // open what can be read of a damaged store
-	created bool // made by make
+	created bool // made by make, or by an earlier snapshot create that did not finish
 
 	undos []func() error // what make and writeSidecar did, newest last
 }
@@ -189,6 +189,8 @@ func (s *session) checkCow(c *cowFile, origin place, force bool) error {
 			"choose another file with --cow, or overwrite it with --force; a snapshot store is opened with: dmfuse snapshot open")
 	}
 	c.wipe = !empty
+	side, ok, err := readSidecar(p)
+	c.created = err == nil && ok && side.CreatedByUs
 	return nil
 }
 

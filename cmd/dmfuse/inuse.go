@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +37,21 @@ func (s *session) writersOf(p place) ([]string, error) {
 		}
 		found = append(found, users...)
 	}
-	return append(found, openWriters(p.path, s.v.PID)...), nil
+	return append(found, lastingWriters(p.path, s.v.PID)...), nil
+}
+
+// passing is how long a process may have a file open before it counts as a
+// user: udev and losetup look at a block device for a moment.
+const passing = 300 * time.Millisecond
+
+// lastingWriters is openWriters without those who are gone after a moment.
+func lastingWriters(path string, daemon int) []string {
+	var found []string
+	_ = poll(passing, func() (bool, error) {
+		found = openWriters(path, daemon)
+		return len(found) == 0, nil
+	}, func() error { return nil })
+	return found
 }
 
 // blockUsers lists the writable mounts, and the kernel's devices, on a block

@@ -88,7 +88,7 @@ func (a *app) mount(ctx context.Context, word, dir string, options []string) err
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	rest = addOptions(found.Format, m, rest)
+	rest = addOptions(found.Format, m, s.onSnapshot(m), rest)
 	if err := unix.Mount(source, dir, found.Format, flags, strings.Join(rest, ",")); err != nil {
 		return mountFailed(m, found, dir, rest, err)
 	}
@@ -234,9 +234,24 @@ func checkBtrfs(where, uuid string) error {
 		"unmount the other first, or give this one a new uuid with: dmfuse attach, btrfstune -u")
 }
 
+// onSnapshot says whether a device is a snapshot or stands on one.
+func (s *session) onSnapshot(m mapped) bool {
+	if m.isSnapshot() {
+		return true
+	}
+	for _, l := range m.lines { // tables have no loops
+		for _, word := range l.Args {
+			if below, ok := s.deviceOf(word); ok && below.Name != m.Name && s.onSnapshot(below) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // addOptions adds the options that a view of a disk needs.
-func addOptions(format string, m mapped, options []string) []string {
-	if format == "xfs" && m.isSnapshot() {
+func addOptions(format string, m mapped, view bool, options []string) []string {
+	if format == "xfs" && view {
 		options = addOption(options, "nouuid") // the origin has the same uuid
 	}
 	if m.ReadOnly { // the journal cannot be replayed

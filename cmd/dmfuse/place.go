@@ -65,7 +65,32 @@ func (s *session) find(word string) (place, error) {
 	if s.c != nil && within(s.v.Mount, path) {
 		return s.inMount(path)
 	}
-	return fileAt(path)
+	p, err := fileAt(path)
+	if err == nil && p.block {
+		err = s.checkOwnLoop(p)
+	}
+	return p, err
+}
+
+// checkOwnLoop refuses a loop device, or a partition of one, on a file of the
+// daemon's own mount: the daemon would wait for itself.
+func (s *session) checkOwnLoop(p place) error {
+	dir, err := filepath.EvalSymlinks("/sys/dev/block/" + devNumOf(p.stat.Rdev).String())
+	if err != nil || s.c == nil {
+		return nil // not known to sysfs, so no loop device of this machine
+	}
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		dir = filepath.Dir(dir)
+	}
+	var n int
+	if _, err := fmt.Sscanf(filepath.Base(dir), "loop%d", &n); err != nil {
+		return nil
+	}
+	if l, ok := readLoop(n); ok && within(s.v.Mount, l.backing) {
+		name := filepath.Base(l.backing)
+		return fail(exitFailed, fmt.Errorf("%s is a loop device on the device %s of the daemon, which cannot use its own mount from below", p.path, name), "use the device itself: "+name)
+	}
+	return nil
 }
 
 // findWord resolves a word of a table: like find, and "major:minor" of a block

@@ -258,3 +258,39 @@ func TestCow_BlockDevice(t *testing.T) {
 	}
 	d.Must("snapshot", "rm", "s")
 }
+
+// What a killed snapshot create has left is taken over by the next, and deleted
+// with its snapshot.
+func TestCow_LeftByAKilledCreate(t *testing.T) {
+	d := harness.Start(t)
+	base := d.Image("base.img", 4*mib)
+	var s snapshotAnswer
+	answer(t, d, &s, "snapshot", "create", base, "s")
+	d.Must("remove", "s")
+	if err := os.Truncate(s.COW, 0); err != nil { // as before the first write of the daemon
+		t.Fatal(err)
+	}
+	if err := os.Truncate(s.COW, s.COWSize); err != nil {
+		t.Fatal(err)
+	}
+	d.Must("snapshot", "create", base, "s")
+	d.Must("snapshot", "rm", "s")
+	if exists(s.COW) || exists(s.COW+".dmfuse") {
+		t.Error("the COW is left")
+	}
+}
+
+// A loop device over a file of the mount is no way around the daemon.
+func TestFrozenBase_LoopOverOurOwnDevice(t *testing.T) {
+	harness.RequireLoop(t)
+	d := harness.Start(t)
+	d.Must("origin", "create", d.Image("disk.img", 4*mib), "disk")
+	loop := d.Must("attach", "disk", "--read-only")
+	before := d.Must("table")
+	r := d.CLI("snapshot", "create", loop, "s", "--cow", d.Path("cow"))
+	refused(t, r, r.Code, loop)
+	if r.Code == 0 || exists(d.Path("cow")) || d.Must("table") != before {
+		t.Errorf("%v; the COW is there: %v", r, exists(d.Path("cow")))
+	}
+	d.Must("detach", loop)
+}

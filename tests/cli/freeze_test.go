@@ -235,3 +235,45 @@ func TestFreeze_WhatStandsOnTheOrigin(t *testing.T) {
 	d.Input("0 65536 linear s 2048", "create", "view")
 	harness.Fsck(t, "ext4", d.Dev("view"))
 }
+
+// A file system that is mounted in another mount namespace only, as in a
+// container, is frozen too.
+func TestFreeze_InAnotherMountNamespace(t *testing.T) {
+	harness.RequireLoop(t)
+	harness.RequireTool(t, "unshare")
+	d := harness.Start(t)
+	image := d.Image("disk.img", 32*mib)
+	harness.Mkfs(t, "ext4", image)
+	d.Must("origin", "create", image, "disk")
+	loop := d.Must("attach", "disk")
+	dir := dirIn(t, d, "inside")
+	inside := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
+		"mount "+loop+" "+dir+" && echo text > "+dir+"/file && echo mounted && read wait; umount "+dir)
+	stdin, err := inside.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := inside.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inside.Start(); err != nil {
+		t.Fatal(err)
+	}
+	word := make([]byte, 16)
+	n, _ := stdout.Read(word)
+	if string(word[:n]) != "mounted\n" || harness.Mounted(dir) {
+		t.Errorf("the shell said %q", word[:n])
+	}
+	var s snapshotAnswer
+	answer(t, d, &s, "snapshot", "create", "disk", "s")
+	if len(s.Frozen) != 1 || s.Frozen[0] != dir {
+		t.Errorf("frozen: %q, want %s", s.Frozen, dir)
+	}
+	stdin.Close()
+	if err := inside.Wait(); err != nil {
+		t.Error(err)
+	}
+	harness.Fsck(t, "ext4", d.Dev("s"))
+	d.Must("detach", loop)
+}
