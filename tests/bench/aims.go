@@ -1,0 +1,50 @@
+package main
+
+import "slices"
+
+// aim is a promise of speed: in one row, a subject against another.
+type aim struct {
+	Row     string  `json:"row"`
+	Subject string  `json:"subject"`
+	Against string  `json:"against"`
+	AtLeast float64 `json:"at_least"`
+	Ratio   float64 `json:"ratio"`
+	Low     float64 `json:"low"`
+	High    float64 `json:"high"`
+	Met     bool    `json:"met"`
+}
+
+// aims are the promises. In memory nothing but the program itself is measured.
+func aims() []aim {
+	return []aim{
+		{Row: "memory/4k-read-d1", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
+		{Row: "memory/4k-read-d16", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
+		{Row: "memory/1M-read-d1", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
+		{Row: "memory/1M-read-d16", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
+		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1},
+		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
+		{Row: "memory/1M-write-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1},
+		{Row: "memory/1M-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
+	}
+}
+
+// judge compares the rows with the aims.
+func (rep *report) judge() {
+	for _, a := range aims() {
+		i := slices.IndexFunc(rep.Rows, func(r row) bool { return r.Place+"/"+r.Load == a.Row })
+		if i < 0 {
+			continue
+		}
+		list := rep.Rows[i].ratios(a.Subject, a.Against)
+		if len(list) == 0 {
+			continue
+		}
+		a.Ratio, a.Low, a.High = median(list), slices.Min(list), slices.Max(list)
+		a.Met = a.Ratio >= a.AtLeast
+		rep.Aims = append(rep.Aims, a)
+	}
+}
+
+func (rep *report) missed() bool {
+	return slices.ContainsFunc(rep.Aims, func(a aim) bool { return !a.Met })
+}

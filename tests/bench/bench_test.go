@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const answer = `{"jobs":[{"error":0,
+ "read":{"iops":31000.5,"bw_bytes":126978048,"total_ios":15500,"clat_ns":{"percentile":{"50.000000":20000,"99.000000":41500}}},
+ "write":{"iops":12.5,"bw_bytes":13107200,"total_ios":7,"clat_ns":{"percentile":{"99.000000":2000}}}}]}`
+
+func TestLoad_Parse(t *testing.T) {
+	for _, c := range []struct {
+		load load
+		want sample
+	}{
+		{load{4 << 10, false, 16}, sample{Figure: 31.0005, P99: 41.5, Ops: 15500}},
+		{load{1 << 20, false, 1}, sample{Figure: 126.978048, P99: 41.5, Ops: 15500}},
+		{load{1 << 20, true, 1}, sample{Figure: 13.1072, P99: 2, Ops: 7}},
+	} {
+		got, err := c.load.parse([]byte(answer))
+		if err != nil || math.Abs(got.Figure-c.want.Figure) > 1e-9 || got.P99 != c.want.P99 || got.Ops != c.want.Ops {
+			t.Errorf("%s: %+v, %v, want %+v", c.load.name(), got, err, c.want)
+		}
+	}
+	for _, bad := range []string{"", "{}", strings.Replace(answer, `"error":0`, `"error":5`, 1), `{"jobs":[{"error":0}]}`} {
+		if got, err := (load{4 << 10, false, 1}).parse([]byte(bad)); err == nil {
+			t.Errorf("%.20q is taken for %+v", bad, got)
+		}
+	}
+}
+
+// A write that may repeat a block is no first write.
+func TestLoad_WritesEachBlockOnce(t *testing.T) {
+	for _, l := range loads("memory") {
+		args := l.args("f", 1<<20, time.Second)
+		repeats := slices.Contains(args, "--norandommap") || slices.Contains(args, "--time_based")
+		if repeats == l.write {
+			t.Errorf("%s: %q", l.name(), args)
+		}
+	}
+}
+
+func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
+	r := newRow("memory", load{4 << 10, true, 16})
+	// The machine is four times slower in the second round: the ratio is not.
+	for _, s := range []struct {
+		name   string
+		figure float64
+	}{{nameGoFuse, 40}, {nameSnap4k, 20}, {nameGoFuse, 10}, {nameSnap4k, 5}, {nameGoFuse, 40}, {nameSnap4k, 30}} {
+		r.add(s.name, sample{Figure: s.figure}, nil)
+	}
+	r.add(nameQcow4k, sample{}, errors.New("not installed: it"))
+	r.sum()
+	c := r.cell(nameSnap4k)
+	if c.Median != 20 || c.Ratio != 0.5 {
+		t.Errorf("median %v, ratio %v, want 20 and 0.5", c.Median, c.Ratio)
+	}
+	if !r.failed(nameQcow4k) || r.failed(nameSnap4k) {
+		t.Error("which subjects failed is not told")
+	}
+	if text := r.text(); !strings.Contains(text, "not installed: it") || strings.Contains(text, nameQcow64k) {
+		t.Errorf("table:\n%s", text)
+	}
+	if got := median([]float64{9, 1, 2, 4}); got != 3 {
+		t.Errorf("median of four: %v", got)
+	}
+}
+
+// Every aim names a load and two subjects that there are.
+func TestAims(t *testing.T) {
+	rep := report{}
+	for _, l := range loads("memory") {
+		r := newRow("memory", l)
+		for _, s := range subjectsOf(l) {
+			r.add(s.name, sample{Figure: 1}, nil)
+		}
+		rep.Rows = append(rep.Rows, r)
+	}
+	rep.judge()
+	if len(rep.Aims) != len(aims()) || rep.missed() {
+		t.Errorf("of %d aims %d are judged: %+v", len(aims()), len(rep.Aims), rep.Aims)
+	}
+	rep.Aims = nil
+	rep.Rows[0].cell(nameSnap4k).Samples[0].Figure = 0.8
+	if rep.judge(); !rep.missed() {
+		t.Error("a missed aim is not seen")
+	}
+}
+
+func TestParse(t *testing.T) {
+	o, err := parse([]string{"--quick", "--rows", "read$"}, io.Discard)
+	if err != nil || o.rounds != 1 || o.disk != "" || !o.rows.MatchString("memory/4k-read") || o.rows.MatchString("memory/4k-write") {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, bad := range [][]string{{"--rounds", "0"}, {"--rows", "("}, {"word"}, {"--each", "-1s"}, {"--size", "0"}} {
+		var errs bytes.Buffer
+		if _, err := parse(bad, &errs); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func TestServer(t *testing.T) {
+	ctx := t.Context()
+	s, err := start(exec.Command("sleep", "600"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cpuTime(s.cmd.Process.Pid) <= 0 {
+		t.Error("a process that runs has used no time")
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	s, err = start(exec.Command("sh", "-c", "echo reason >&2; exit 3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.until(ctx, func() bool { return false }); err == nil || !strings.Contains(err.Error(), "reason") {
+		t.Errorf("a server that ended: %v", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := command(ctx, "sleep", "600"); err == nil {
+		t.Error("a command outlives its context")
+	}
+}
+
+func TestCleanups_RunAllInReverse(t *testing.T) {
+	var c cleanups
+	var got []int
+	for i := range 3 {
+		c.add(func() error {
+			got = append(got, i)
+			if i == 1 {
+				return errors.New("one")
+			}
+			return nil
+		})
+	}
+	if err := c.run(); err == nil || !slices.Equal(got, []int{2, 1, 0}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := c.run(); err != nil || len(got) != 3 {
+		t.Error("they run twice")
+	}
+}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// load is what fio does in one cell of the table.
+type load struct {
+	block int // bytes of a request
+	write bool
+	depth int
+}
+
+// name is the word by which --rows finds a load.
+func (l load) name() string {
+	op := "read"
+	if l.write {
+		op = "write"
+	}
+	return fmt.Sprintf("%s-%s-d%d", sizeWord(l.block), op, l.depth)
+}
+
+func sizeWord(n int) string {
+	if n >= 1<<20 {
+		return fmt.Sprintf("%dM", n>>20)
+	}
+	return fmt.Sprintf("%dk", n>>10)
+}
+
+// unit is what a figure counts.
+func (l load) unit() string {
+	if l.block >= 1<<20 {
+		return "MB/s"
+	}
+	return "1000/s"
+}
+
+// loads are all at a place. A disk is slower than any of the ways to it at small
+// blocks one at a time, so that less is to be seen there.
+func loads(place string) []load {
+	var all []load
+	for _, write := range []bool{false, true} {
+		for _, block := range []int{4 << 10, 1 << 20} {
+			for _, depth := range []int{1, 16} {
+				if place == "disk" && block > 4<<10 && depth == 1 {
+					continue
+				}
+				all = append(all, load{block, write, depth})
+			}
+		}
+	}
+	return all
+}
+
+// args are fio's words. A read goes over the file again and again until the
+// time is up; a write ends when each block was written once, or before.
+func (l load) args(path string, size int64, each time.Duration) []string {
+	rw := "randread"
+	if l.write {
+		rw = "randwrite"
+	}
+	args := []string{
+		"--name=bench", "--filename=" + path, "--rw=" + rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--size=%d", size),
+		"--ioengine=libaio", fmt.Sprintf("--iodepth=%d", l.depth), "--direct=1", "--thread",
+		fmt.Sprintf("--runtime=%dms", each.Milliseconds()), "--output-format=json",
+		"--allow_file_create=0", "--invalidate=0",
+	}
+	if !l.write {
+		args = append(args, "--time_based", "--norandommap")
+	}
+	return args
+}
+
+// run has fio do the load on a file.
+func (l load) run(ctx context.Context, o *opened, size int64, each time.Duration) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, each+time.Minute)
+	defer cancel()
+	before := cpuTime(o.pid)
+	out, err := command(ctx, "fio", l.args(o.path, size, each)...)
+	used := cpuTime(o.pid) - before
+	if err != nil {
+		return sample{}, err
+	}
+	s, err := l.parse(out)
+	if err == nil {
+		s.CPU = float64(used.Nanoseconds()) / 1000 / float64(s.Ops)
+	}
+	return s, err
+}
+
+// cpuTime is what a process has used of the processors, its threads together.
+func cpuTime(pid int) time.Duration {
+	if pid == 0 {
+		return 0
+	}
+	// The clock of another process: clock_getcpuclockid(3).
+	const sched = 2
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|sched), &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// sample is one measurement.
+type sample struct {
+	Figure float64 `json:"figure"` // in the unit of the load
+	P99    float64 `json:"p99_us"` // 99th percentile of the latency in microseconds
+	CPU    float64 `json:"cpu_us"` // time of processors that the server used for a request, in microseconds
+	Ops    int64   `json:"requests"`
+}
+
+// parse reads fio's answer.
+func (l load) parse(out []byte) (sample, error) {
+	type side struct {
+		IOPS   float64 `json:"iops"`
+		BW     float64 `json:"bw_bytes"`
+		Total  int64   `json:"total_ios"`
+		CLatNS struct {
+			Percentile map[string]float64 `json:"percentile"`
+		} `json:"clat_ns"`
+	}
+	var doc struct {
+		Jobs []struct {
+			Error int  `json:"error"`
+			Read  side `json:"read"`
+			Write side `json:"write"`
+		} `json:"jobs"`
+	}
+	if err := json.Unmarshal(out, &doc); err != nil {
+		return sample{}, fmt.Errorf("fio's answer: %w", err)
+	}
+	if len(doc.Jobs) != 1 {
+		return sample{}, fmt.Errorf("fio's answer has %d jobs", len(doc.Jobs))
+	}
+	j := doc.Jobs[0]
+	s := j.Read
+	if l.write {
+		s = j.Write
+	}
+	if j.Error != 0 || s.Total == 0 {
+		return sample{}, fmt.Errorf("fio: error %d after %d requests", j.Error, s.Total)
+	}
+	figure := s.IOPS / 1000
+	if l.unit() == "MB/s" {
+		figure = s.BW / 1e6
+	}
+	return sample{Figure: figure, P99: s.CLatNS.Percentile["99.000000"] / 1000, Ops: s.Total}, nil
+}
+
+// installed finds the programs that are missing.
+func installed(names ...string) error {
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			return fmt.Errorf("not installed: %s", n)
+		}
+	}
+	return nil
+}

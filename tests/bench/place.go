@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// place is a directory with everything a run needs in it.
+type place struct {
+	name string
+	dir  string
+	base string // the image that snapshots and overlays stand on; never changed
+	size int64
+	each time.Duration
+	bin  string
+	self string // this program
+
+	daemon *daemon // nil until first needed
+	images int
+	end    cleanups
+}
+
+func newPlace(ctx context.Context, o options, name, parent string) (p *place, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(parent, "dmfuse-bench-")
+	if err != nil {
+		return nil, err
+	}
+	p = &place{name: name, dir: dir, base: filepath.Join(dir, "base"), size: o.size, each: o.each, bin: o.bin, self: self}
+	p.end.add(func() error { return os.RemoveAll(dir) })
+	if err := p.fill(ctx); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+func (p *place) close() error { return p.end.run() }
+
+// fill makes the base: no block of it is zero, none like another.
+func (p *place) fill(ctx context.Context) error {
+	f, err := os.Create(p.base)
+	if err != nil {
+		return err
+	}
+	src := rand.NewChaCha8([32]byte{1})
+	for left := p.size; left > 0 && err == nil; {
+		var n int64
+		if n, err = io.CopyN(f, src, min(left, 16<<20)); err == nil {
+			err = ctx.Err()
+		}
+		left -= n
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// image is a copy of the base that may be written.
+func (p *place) image(ctx context.Context) (string, error) {
+	path := p.path("image")
+	if _, err := command(ctx, "cp", "--reflink=never", p.base, path); err != nil {
+		return "", err
+	}
+	if p.name == "memory" {
+		return path, nil
+	}
+	_, err := command(ctx, "sync", path)
+	return path, err
+}
+
+// path is a name that was not used before.
+func (p *place) path(word string) string {
+	p.images++
+	return filepath.Join(p.dir, fmt.Sprintf("%s%d", word, p.images))
+}
+
+// sectors is the size of the devices.
+func (p *place) sectors() int64 { return p.size / 512 }
+
+// opened is a subject that is ready to be loaded.
+type opened struct {
+	path string
+	pid  int // the process that serves it; 0 none
+	end  cleanups
+}
+
+// measure runs one load on all its subjects, round by round.
+func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err error) {
+	row = newRow(p.name, l)
+	open := map[string]*opened{}
+	defer func() {
+		for _, o := range open {
+			err = errors.Join(err, o.end.run())
+		}
+	}()
+	for round := range rounds {
+		subjects := subjectsOf(l)
+		for i := range subjects {
+			s := subjects[(i+round)%len(subjects)]
+			if row.failed(s.name) {
+				continue
+			}
+			sample, err := p.once(ctx, s, l, open)
+			if ctx.Err() != nil {
+				return row, ctx.Err()
+			}
+			if err != nil && s.ours {
+				return row, fmt.Errorf("%s: %w", s.name, err)
+			}
+			row.add(s.name, sample, err)
+		}
+	}
+	row.sum()
+	return row, nil
+}
+
+// once is one cell: a fresh subject if it needs to be, else the one of the round
+// before.
+func (p *place) once(ctx context.Context, s subject, l load, open map[string]*opened) (_ sample, err error) {
+	if err := installed(s.needs...); err != nil {
+		return sample{}, err
+	}
+	o := open[s.name]
+	if o == nil {
+		o = new(opened)
+		if err := s.open(ctx, p, o); err != nil {
+			return sample{}, errors.Join(err, o.end.run())
+		}
+		if s.once && l.write {
+			defer func() { err = errors.Join(err, o.end.run()) }()
+		} else {
+			open[s.name] = o
+		}
+	}
+	return l.run(ctx, o, p.size, p.each)
+}
+
+// mounted tells whether a file is the root of a mount.
+func mounted(path string, before uint64) bool {
+	var st syscall.Stat_t
+	return syscall.Stat(path, &st) == nil && st.Dev != before
+}
+
+// deviceOf is the file system that path lies on.
+func deviceOf(path string) uint64 {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Dev
+}

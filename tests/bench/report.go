@@ -1,0 +1,165 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// report is what a run found.
+type report struct {
+	SchemaVersion int     `json:"schema_version"`
+	Machine       machine `json:"machine"`
+	Rounds        int     `json:"rounds"`
+	SizeMiB       int64   `json:"size_mib"`
+	Rows          []row   `json:"rows"`
+	Aims          []aim   `json:"aims"`
+}
+
+// row is one load at one place, on all subjects.
+type row struct {
+	Place string `json:"place"`
+	Load  string `json:"load"`
+	Unit  string `json:"unit"`
+	Cells []cell `json:"subjects"`
+}
+
+// cell is one subject of a row.
+type cell struct {
+	Subject string   `json:"subject"`
+	Samples []sample `json:"samples,omitempty"` // one for each round
+	Median  float64  `json:"median"`
+	P99     float64  `json:"p99_us"`
+	CPU     float64  `json:"cpu_us"`
+	Ratio   float64  `json:"ratio_to_go_fuse"`
+	Error   string   `json:"error,omitempty"` // why there are no figures
+}
+
+func newRow(place string, l load) row {
+	r := row{Place: place, Load: l.name(), Unit: l.unit()}
+	for _, s := range subjectsOf(l) {
+		r.Cells = append(r.Cells, cell{Subject: s.name})
+	}
+	return r
+}
+
+func (r *row) cell(subject string) *cell {
+	i := slices.IndexFunc(r.Cells, func(c cell) bool { return c.Subject == subject })
+	if i < 0 {
+		return nil
+	}
+	return &r.Cells[i]
+}
+
+// add takes one sample, or the reason why there is none: then the subject is
+// left out of the rounds to come.
+func (r *row) add(subject string, s sample, err error) {
+	c := r.cell(subject)
+	if err != nil {
+		c.Error, c.Samples = err.Error(), nil
+		return
+	}
+	c.Samples = append(c.Samples, s)
+}
+
+func (r *row) failed(subject string) bool { return r.cell(subject).Error != "" }
+
+// sum fills in what follows from the samples.
+func (r *row) sum() {
+	for i := range r.Cells {
+		c := &r.Cells[i]
+		c.Median = median(each(c.Samples, func(s sample) float64 { return s.Figure }))
+		c.P99 = median(each(c.Samples, func(s sample) float64 { return s.P99 }))
+		c.CPU = median(each(c.Samples, func(s sample) float64 { return s.CPU }))
+		c.Ratio = median(r.ratios(c.Subject, nameGoFuse))
+	}
+}
+
+// ratios are those of two subjects, round by round.
+func (r *row) ratios(a, b string) []float64 {
+	x, y := r.cell(a), r.cell(b)
+	if x == nil || y == nil {
+		return nil
+	}
+	var list []float64
+	for i := range min(len(x.Samples), len(y.Samples)) {
+		list = append(list, x.Samples[i].Figure/y.Samples[i].Figure)
+	}
+	return list
+}
+
+func each(list []sample, f func(sample) float64) []float64 {
+	out := make([]float64, 0, len(list))
+	for _, s := range list {
+		out = append(out, f(s))
+	}
+	return out
+}
+
+// median is 0 of nothing.
+func median(list []float64) float64 {
+	if len(list) == 0 {
+		return 0
+	}
+	list = slices.Sorted(slices.Values(list))
+	m := len(list) / 2
+	if len(list)%2 == 1 {
+		return list[m]
+	}
+	return (list[m-1] + list[m]) / 2
+}
+
+// text is a row as a table of its own.
+func (r *row) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-30s %10s %10s %10s %12s\n", r.Place+"/"+r.Load, r.Unit, "p99 µs", "CPU µs", "of go-fuse")
+	for _, c := range r.Cells {
+		switch {
+		case c.Error != "":
+			fmt.Fprintf(&b, "  %-28s %s\n", c.Subject, c.Error)
+		case len(c.Samples) > 0:
+			fmt.Fprintf(&b, "  %-28s %10.1f %10.0f %10.1f %12.2f\n", c.Subject, c.Median, c.P99, c.CPU, c.Ratio)
+		}
+	}
+	return b.String() + "\n"
+}
+
+// text is the summary: the aims.
+func (rep *report) text() string {
+	if len(rep.Aims) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "aims: median ratio over %d rounds, smallest and largest\n", rep.Rounds)
+	for _, a := range rep.Aims {
+		word := "met"
+		if !a.Met {
+			word = "MISSED"
+		}
+		fmt.Fprintf(&b, "  %-22s %-20s / %-22s %5.2f  (%.2f to %.2f)  aim %.2f  %s\n",
+			a.Row, a.Subject, a.Against, a.Ratio, a.Low, a.High, a.AtLeast, word)
+	}
+	return b.String()
+}
+
+// write leaves the report in a directory, as text and as JSON.
+func (rep *report) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	doc, err := json.MarshalIndent(rep, "", "  ")
+	if err != nil {
+		return err
+	}
+	text := rep.Machine.text()
+	for i := range rep.Rows {
+		text += rep.Rows[i].text()
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "bench.json"), append(doc, '\n'), 0o644),
+		os.WriteFile(filepath.Join(dir, "bench.txt"), []byte(text+rep.text()), 0o644))
+}

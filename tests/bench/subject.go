@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+
+	"github.com/dmfuse/dmfuse/fs/fstest"
+)
+
+// Names of the subjects that aims and ratios refer to.
+const (
+	nameFile     = "the file itself"
+	nameGoFuse   = "go-fuse pread/pwrite"
+	nameSnap4k   = "dmfuse snapshot 4k"
+	nameSnap64k  = "dmfuse snapshot 64k"
+	nameQcow64k  = "qcow2 64k"
+	nameQcow4k   = "qcow2 4k"
+	nameQcow128k = "qcow2 128k extended_l2"
+)
+
+// subject is one of those that are compared.
+type subject struct {
+	name  string
+	ours  bool
+	needs []string // programs
+	// once: a write changes it for good, so that the next round needs another.
+	once bool
+	// writes: it has nothing of its own to show for a read.
+	writes bool
+	open   func(ctx context.Context, p *place, o *opened) error
+}
+
+// subjects are all of them, in the order of the table.
+func subjects() []subject {
+	fuse := []string{"qemu-storage-daemon", "qemu-img"}
+	return []subject{
+		{name: nameFile, open: openFile},
+		{name: nameGoFuse, open: openGoFuse},
+		{name: "dmfuse linear", ours: true, open: openTable(linear)},
+		{name: nameSnap4k, ours: true, once: true, open: openTable(snapshotTable(8))},
+		{name: nameSnap64k, ours: true, once: true, writes: true, open: openTable(snapshotTable(128))},
+		{name: "dmfuse origin, 0 snapshots", ours: true, open: openOrigin(0)},
+		{name: "dmfuse origin, 1 snapshot 4k", ours: true, once: true, open: openOrigin(1)},
+		{name: "qemu raw", needs: fuse, open: openRaw},
+		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
+		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
+		{name: nameQcow128k, needs: fuse, once: true, writes: true, open: openQcow("cluster_size=128k,extended_l2=on")},
+	}
+}
+
+// subjectsOf are those that a load runs on.
+func subjectsOf(l load) []subject {
+	var list []subject
+	for _, s := range subjects() {
+		if l.write || !s.writes {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// openFile is the file without anything between: the ceiling.
+func openFile(ctx context.Context, p *place, o *opened) (err error) {
+	o.path, err = p.image(ctx)
+	o.end.add(func() error { return os.Remove(o.path) })
+	return err
+}
+
+// passthroughWord makes this program a FUSE server.
+const passthroughWord = "passthrough"
+
+// openGoFuse is a go-fuse server that does nothing but pread and pwrite, in a
+// process of its own: the best that go-fuse allows.
+func openGoFuse(ctx context.Context, p *place, o *opened) error {
+	image, err := p.image(ctx)
+	if err != nil {
+		return err
+	}
+	o.end.add(func() error { return os.Remove(image) })
+	dir := p.path("plain")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	cmd := exec.Command(p.self, passthroughWord, image, dir)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	s, err := start(cmd)
+	if err != nil {
+		return err
+	}
+	o.end.add(func() error {
+		_ = stdin.Close()
+		<-s.ended
+		if !s.cmd.ProcessState.Success() {
+			return errors.New("passthrough: " + lastLine(s.errs.String()))
+		}
+		return os.Remove(dir)
+	})
+	before := deviceOf(p.dir)
+	o.path, o.pid = dir+"/file", s.cmd.Process.Pid
+	return s.until(ctx, func() bool { return mounted(dir, before) })
+}
+
+// passthrough is the server: it ends when its standard input does, and so when
+// whoever started it is gone.
+func passthrough(image, dir string) error {
+	f, err := fstest.MountPlain(image, dir)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, f.Close())
+}

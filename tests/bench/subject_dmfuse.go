@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// daemon is the program under test.
+type daemon struct {
+	bin string
+	run string // run directory
+	pid int
+}
+
+// daemonOf is the daemon of a place. Its run directory is not there but in the
+// ordinary directory for temporary files, whose name is short.
+func (p *place) daemonOf(ctx context.Context) (*daemon, error) {
+	if p.daemon != nil {
+		return p.daemon, nil
+	}
+	run, err := os.MkdirTemp("", "dmfuse-bench-")
+	if err != nil {
+		return nil, err
+	}
+	p.end.add(func() error { return os.RemoveAll(run) })
+	d := &daemon{bin: p.bin, run: filepath.Join(run, "run")}
+	ready, end, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer ready.Close()
+	cmd := exec.Command(d.bin, "serve", "--run-dir", d.run, "--ready-fd", "3")
+	cmd.ExtraFiles = []*os.File{end}
+	s, err := start(cmd)
+	_ = end.Close()
+	if err != nil {
+		return nil, err
+	}
+	p.end.add(s.stop)
+	_ = ready.SetReadDeadline(time.Now().Add(stopLimit))
+	if word, _ := io.ReadAll(ready); len(word) == 0 {
+		return nil, errors.Join(errors.New("the daemon does not get ready"), s.stop(), errors.New(s.errs.String()))
+	}
+	d.pid = s.cmd.Process.Pid
+	p.daemon = d
+	return d, nil
+}
+
+func (d *daemon) do(ctx context.Context, args ...string) error {
+	_, err := command(ctx, d.bin, append([]string{"--run-dir", d.run}, args...)...)
+	return err
+}
+
+// create makes a device that is removed when the subject ends.
+func (d *daemon) create(ctx context.Context, o *opened, name, table string) error {
+	if err := d.do(ctx, "create", name, "--table", table); err != nil {
+		return err
+	}
+	o.end.add(func() error { return d.do(context.WithoutCancel(ctx), "remove", name) })
+	return nil
+}
+
+// file is the file of a device.
+func (d *daemon) file(name string) string { return filepath.Join(d.run, "dev", name) }
+
+// tableOf makes what a table line needs and returns it.
+type tableOf func(ctx context.Context, p *place, o *opened) (string, error)
+
+// openTable is a device with one table line.
+func openTable(table tableOf) func(context.Context, *place, *opened) error {
+	return func(ctx context.Context, p *place, o *opened) error {
+		d, err := p.daemonOf(ctx)
+		if err != nil {
+			return err
+		}
+		line, err := table(ctx, p, o)
+		if err != nil {
+			return err
+		}
+		name := filepath.Base(p.path("dev"))
+		o.path, o.pid = d.file(name), d.pid
+		return d.create(ctx, o, name, line)
+	}
+}
+
+// linear is a device that passes a file through.
+func linear(ctx context.Context, p *place, o *opened) (string, error) {
+	image, err := p.image(ctx)
+	o.end.add(func() error { return os.Remove(image) })
+	return fmt.Sprintf("0 %d linear %s 0", p.sectors(), image), err
+}
+
+// snapshotTable is a persistent snapshot of the base with a new COW file.
+func snapshotTable(chunk int) tableOf {
+	return func(ctx context.Context, p *place, o *opened) (string, error) {
+		cow, err := p.cow(o)
+		return fmt.Sprintf("0 %d snapshot %s %s P %d", p.sectors(), p.base, cow, chunk), err
+	}
+}
+
+// cow is a new sparse file with room for every chunk and its exception.
+func (p *place) cow(o *opened) (string, error) {
+	path := p.path("cow")
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	o.end.add(func() error { return os.Remove(path) })
+	return path, errors.Join(f.Truncate(p.size+p.size/8+(16<<20)), f.Close())
+}
+
+// openOrigin is an origin device with n snapshots.
+func openOrigin(n int) func(context.Context, *place, *opened) error {
+	return func(ctx context.Context, p *place, o *opened) error {
+		d, err := p.daemonOf(ctx)
+		if err != nil {
+			return err
+		}
+		image, err := p.image(ctx)
+		if err != nil {
+			return err
+		}
+		o.end.add(func() error { return os.Remove(image) })
+		name := filepath.Base(p.path("origin"))
+		o.path, o.pid = d.file(name), d.pid
+		if err := d.create(ctx, o, name, fmt.Sprintf("0 %d snapshot-origin %s", p.sectors(), image)); err != nil {
+			return err
+		}
+		for range n {
+			cow, err := p.cow(o)
+			if err != nil {
+				return err
+			}
+			table := strings.Join([]string{"0", fmt.Sprint(p.sectors()), "snapshot", image, cow, "P", "8"}, " ")
+			if err := d.create(ctx, o, filepath.Base(p.path("snap")), table); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
