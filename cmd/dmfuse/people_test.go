@@ -1,0 +1,58 @@
+package main
+
+import (
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// docs/cli.md names every verb, and every flag of the verbs for people.
+func TestCLIPage_NamesEveryVerbAndFlag(t *testing.T) {
+	b, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(b)
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, env: func(string) string { return "" }}
+	people := map[string]bool{}
+	for _, c := range peopleCommands(a) {
+		people[c.Name()] = true
+	}
+	var walk func(c *cobra.Command, flags bool)
+	walk = func(c *cobra.Command, flags bool) {
+		if c.Hidden {
+			return
+		}
+		if !strings.Contains(page, c.Name()) {
+			t.Errorf("docs/cli.md does not name the verb %q", c.CommandPath())
+		}
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if name := "--" + f.Name; flags && f.Name != "help" && f.Name != "options" && !f.Hidden && !strings.Contains(page, name) {
+				t.Errorf("docs/cli.md does not name %s of %q", name, c.CommandPath())
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(sub, flags)
+		}
+	}
+	for _, c := range newRootCommand(a).Commands() {
+		walk(c, people[c.Name()])
+	}
+}
+
+// The flags of mount(2) that a word sets and its opposite clears.
+func TestMountFlags(t *testing.T) {
+	flags, rest, err := mountFlags([]string{"ro", "nouuid", "noatime", "rw", "", "data=ordered", "defaults"})
+	if err != nil || flags != mountWords["noatime"].set || strings.Join(rest, " ") != "nouuid data=ordered" {
+		t.Errorf("%x, %q, %v", flags, rest, err)
+	}
+	for word := range mountRefused {
+		if _, _, err := mountFlags([]string{"ro", word + "=1"}); err == nil || exitCode(err) != exitUsage {
+			t.Errorf("-o %s: %v, want a usage error", word, err)
+		}
+	}
+}
