@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -55,4 +56,27 @@ func TestMountFlags(t *testing.T) {
 			t.Errorf("-o %s: %v, want a usage error", word, err)
 		}
 	}
+}
+
+// heldOpen runs a shell that has path open, with that redirection, until the
+// test ends.
+func heldOpen(t *testing.T, path, how string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", "exec 5"+how+"\"$0\"; echo open; read wait", path)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close(); _ = cmd.Wait() })
+	if _, err := stdout.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
 }
