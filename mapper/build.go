@@ -236,7 +236,7 @@ func (m *Manager) openOther(b *builder, l target.Lower, word string, mode target
 
 // use describes a lower device of this table to the graph.
 func (b *builder) use(to node, name string, mode target.Mode) use {
-	u := use{from: b.d, to: to, name: name, kind: useRead}
+	u := use{from: b.d, to: to, name: name, kind: useRead, restoring: b.restoring}
 	if mode == target.ReadWrite {
 		u.kind = useWrite
 	}

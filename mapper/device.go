@@ -76,8 +76,9 @@ func (d *Device) wasLoaded() bool {
 	return d.loaded
 }
 
-// openTable counts a use by a table of another device.
-func (d *Device) openTable(write bool) error {
+// openTable counts a use by a table of another device. A restart may open a
+// read-only device for writing: its user did so before it became read-only.
+func (d *Device) openTable(write, restoring bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -85,7 +86,7 @@ func (d *Device) openTable(write bool) error {
 		return d.errGone()
 	case !d.loaded:
 		return fmt.Errorf("%w: device %s was never given a table", blockdev.ErrNoAddress, d.Name())
-	case write && d.readOnly:
+	case write && d.readOnly && !restoring:
 		return fmt.Errorf("%w: device %s is read-only", blockdev.ErrPermission, d.Name())
 	}
 	d.tableOpens++

@@ -50,6 +50,8 @@ type use struct {
 	kind   useKind
 	hosts  []edge  // where to's bytes lie, from to on downward
 	others []named // the lower devices that the table has already
+
+	restoring bool // the table is being brought back after a restart
 }
 
 type named struct {
@@ -70,7 +72,7 @@ func (g *graph) add(u use) error {
 		if err := g.checkLocked(u); err != nil {
 			return err
 		}
-		if err := u.to.dev.openTable(u.kind == useWrite); err != nil {
+		if err := u.to.dev.openTable(u.kind == useWrite, u.restoring); err != nil {
 			return err
 		}
 		g.putLocked(edge{self, u.to, u.kind})

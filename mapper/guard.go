@@ -119,7 +119,7 @@ func (d *Device) baseChanged(g *guard) {
 func (d *Device) dropGuards() { d.releaseGuards(func(*guard) bool { return true }) }
 
 // pruneGuards ends the guards of files that old used and next does not.
-func (d *Device) pruneGuards(old, next *table) {
+func (d *Device) pruneGuards(old, next *table) (any bool) {
 	used := func(t *table, id blockdev.ID) bool {
 		for _, l := range t.lowers {
 			if l.ID() == id {
@@ -128,10 +128,11 @@ func (d *Device) pruneGuards(old, next *table) {
 		}
 		return false
 	}
-	d.releaseGuards(func(g *guard) bool { return used(old, g.id()) && !used(next, g.id()) })
+	return d.releaseGuards(func(g *guard) bool { return used(old, g.id()) && !used(next, g.id()) })
 }
 
-func (d *Device) releaseGuards(drop func(*guard) bool) {
+// releaseGuards ends those that drop chooses and says whether there were any.
+func (d *Device) releaseGuards(drop func(*guard) bool) bool {
 	d.mu.Lock()
 	var keep, end []*guard
 	for _, g := range d.guards {
@@ -146,6 +147,7 @@ func (d *Device) releaseGuards(drop func(*guard) bool) {
 	for _, g := range end {
 		g.release()
 	}
+	return len(end) > 0
 }
 
 // restoreGuards guards the files of a record again. A file that is not as it

@@ -105,3 +105,31 @@ func TestGuard_ARestartNoticesAChange(t *testing.T) {
 		})
 	}
 }
+
+func TestGuard_EndsWithTheTableThatNeedsIt(t *testing.T) {
+	w := &watch{broken: map[string]func(blockdev.ID){}}
+	h := newFakeHost(t)
+	base, other := h.file("base"), h.file("other")
+	m := h.manager()
+	m.o.Guard = w.guard
+	d := mustCreate(t, m, "d", "")
+	for _, path := range []string{base, other} {
+		if err := m.GuardBase(d, path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range []struct {
+		table string
+		left  int
+	}{
+		{"0 8 linear " + base + " 0", 2}, // guarded before the table came
+		{"0 8 linear " + base + " 8", 2},
+		{"0 8 zero", 1}, // other is not known to be of a table
+	} {
+		mustLoad(t, d, c.table)
+		mustResume(t, d)
+		if len(w.broken) != c.left {
+			t.Errorf("table %d: %d guards, want %d", i, len(w.broken), c.left)
+		}
+	}
+}

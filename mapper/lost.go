@@ -40,7 +40,7 @@ func (l *lost) Status(form target.StatusForm) string {
 
 // lostTable makes a table of lost targets.
 func (d *Device) lostTable(lines []Line, readOnly bool, cause error) *table {
-	t := &table{dev: d, readOnly: readOnly}
+	t := &table{dev: d, readOnly: readOnly, lost: true}
 	err := fmt.Errorf("%w: the device was not restored: %v", blockdev.ErrIO, cause)
 	for _, l := range lines {
 		t.segs = append(t.segs, segment{

@@ -25,7 +25,7 @@ type Options struct {
 	OpenNumber func(major, minor uint32, write bool) (target.Lower, error)
 
 	// Guard watches a file that must not change and calls broken when a
-	// foreign writer opens it ([blockdev.Pool.Guard]). Nil: not available.
+	// foreign writer opens it. Nil: that of Pool, or not available.
 	Guard func(path string, broken func(blockdev.ID)) (release func(), err error)
 
 	// Log takes what a person should know. Nil: nothing is logged.
@@ -71,6 +71,9 @@ func (o *Options) defaults() {
 		pool := o.Pool
 		if o.OpenLower == nil {
 			o.OpenLower = func(path string, write bool) (target.Lower, error) { return opened(pool.Open(path, write)) }
+		}
+		if o.Guard == nil {
+			o.Guard = pool.Guard
 		}
 		if o.OpenNumber == nil {
 			o.OpenNumber = func(major, minor uint32, write bool) (target.Lower, error) {

@@ -42,7 +42,7 @@ func (d *Device) isSuspended() bool {
 // the turn.
 func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	t := d.live.Load()
-	flush := t != nil && !o.NoFlush && !o.NoLockFS
+	flush := t != nil && !t.lost && !o.NoFlush && !o.NoLockFS
 	d.noflush.Store(o.NoFlush)
 	if t != nil {
 		t.presuspend(o.NoFlush)
@@ -140,7 +140,9 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 	}
 	err = d.resume(true)
 	if old != nil {
-		d.pruneGuards(old, next)
+		if d.pruneGuards(old, next) {
+			d.record()
+		}
 		if cerr := old.destroy(ctx); cerr != nil {
 			d.m.log.WithField("device", d.Name()).WithError(cerr).Warn("closing the old table")
 		}

@@ -47,6 +47,7 @@ type table struct {
 	flushDevices []target.Lower
 
 	live       atomic.Bool // this table may raise events
+	lost       bool        // it stands for one that a restart could not bring back
 	flushAtEnd bool        // it was replaced without a flush: destroy flushes
 
 	mu    sync.Mutex
@@ -245,6 +246,9 @@ func (t *table) destroy(ctx context.Context) error {
 // lastFlush flushes a table before it is closed. It does not wait for a suspended
 // device below: neither a resume without flush nor a remove may hang on that.
 func (t *table) lastFlush(ctx context.Context) error {
+	if t.lost {
+		return nil // nothing was ever written through it, and every fsync said so
+	}
 	if d := t.stuckBelow(); d != nil {
 		return fmt.Errorf("%w: the table was not flushed, as device %s below it is suspended", blockdev.ErrIO, d.Name())
 	}
