@@ -163,10 +163,9 @@ func (j *outJob) end() {
 
 // copyUnit copies the chunks of own from the origin to the COW device.
 func (s *snapshot) copyUnit(c *core, own *unit) error {
-	limit := s.sourceSize()
 	for es := own.es; len(es) > 0; {
 		k := inRow(es)
-		start, end := c.offset(es[0].old), min(c.offset(es[0].old+Chunk(k)), limit)
+		start, end := c.offset(es[0].old), s.sourceEnd(c.offset(es[0].old+Chunk(k)))
 		if err := s.copier.copy(s.source, start, s.cow, c.offset(es[0].new), end-start); err != nil {
 			return err
 		}

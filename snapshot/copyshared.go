@@ -36,10 +36,9 @@ func jobSpans(jobs []outJob) []span {
 		if j.own == nil {
 			continue
 		}
-		limit := j.s.sourceSize()
 		for es := j.own.es; len(es) > 0; {
 			k := inRow(es)
-			start, end := j.c.offset(es[0].old), min(j.c.offset(es[0].old+Chunk(k)), limit)
+			start, end := j.c.offset(es[0].old), j.s.sourceEnd(j.c.offset(es[0].old+Chunk(k)))
 			list = append(list, span{i, start, end, j.c.offset(es[0].new)})
 			es = es[k:]
 		}

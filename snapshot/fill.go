@@ -36,7 +36,7 @@ func inRow(es []exception) int {
 func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64) error {
 	start, end := c.offset(e.old), c.offset(e.old+Chunk(k))
 	from, to := max(start, off), min(end, off+n)
-	end = min(end, s.sourceSize()) // the rest of a short last chunk keeps what it has
+	end = s.sourceEnd(end) // the rest of a short last chunk keeps what it has
 	base := c.offset(e.new) - start
 	ctx := context.Background()
 	if start == from && to >= end {

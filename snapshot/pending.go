@@ -23,7 +23,15 @@ type unit struct {
 	err   error // valid when done is closed
 
 	done chan struct{} // closed when completed, failed or given up
-	lead chan struct{} // tells the owner, who waits, to commit; capacity 1
+	lead chan struct{} // tells the owner, who waits, to commit; capacity 1; set with ready
+
+	one [1]exception // of es, if it is the only one
+}
+
+func newUnit() *unit {
+	u := &unit{done: make(chan struct{})}
+	u.es = u.one[:0]
+	return u
 }
 
 // claim finds, for the chunks from first to last, who has to act: it allots the
@@ -31,7 +39,6 @@ type unit struct {
 // others to wait for. full is the error when the COW device had no room for all
 // of them; own then has those before.
 func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit, full error) {
-	size := s.cow.Size() // afresh each time: the device may have grown
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for at := first; at <= last; {
@@ -51,12 +58,12 @@ func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit,
 				}
 				continue
 			}
-			to, err := c.store.prepare(size)
+			to, err := s.allotLocked(c)
 			if err != nil {
 				return own, others, err
 			}
 			if own == nil {
-				own = &unit{done: make(chan struct{}), lead: make(chan struct{}, 1)}
+				own = newUnit()
 				s.queue = append(s.queue, own)
 			}
 			own.es = append(own.es, exception{at, to})
@@ -64,6 +71,17 @@ func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit,
 		}
 	}
 	return own, others, nil
+}
+
+// allotLocked allots a chunk. The COW device is asked for its size when there is
+// no room as far as is known: it may have grown.
+func (s *snapshot) allotLocked(c *core) (Chunk, error) {
+	to, err := c.store.prepare(s.cowSize)
+	if err == nil {
+		return to, nil
+	}
+	s.cowSize = s.cow.Size()
+	return c.store.prepare(s.cowSize)
 }
 
 // finish says that the chunks of u are filled, or why they could not be, and
@@ -80,6 +98,7 @@ func (s *snapshot) finish(c *core, u *unit, err error) error {
 	s.mu.Lock()
 	u.ready, u.gone = true, err
 	if s.leading {
+		u.lead = make(chan struct{}, 1)
 		s.mu.Unlock()
 		select {
 		case <-u.done:

@@ -47,6 +47,7 @@ type snapshot struct {
 	queue   []*unit         // units in order of allotment; guarded by mu
 	leading bool            // somebody commits; guarded by mu
 	users   int             // origin writes that look at this snapshot; guarded by mu
+	cowSize int64           // size of the COW device when it was last asked for; guarded by mu
 	room    chan struct{}   // closed when pending falls to the limit; guarded by mu
 	idle    chan struct{}   // closed when queue and users are empty; guarded by mu
 }
@@ -190,8 +191,15 @@ func (s *snapshot) chunkSize() blockdev.Sector {
 // size is the size of the snapshot device in bytes.
 func (s *snapshot) size() int64 { return s.env.Length.Bytes() }
 
-// sourceSize is the end of the origin device in bytes, in whole sectors.
-func (s *snapshot) sourceSize() int64 { return roundDown(s.source.Size()) }
+// sourceEnd is end or, if that comes first, the end of the origin device in
+// bytes, in whole sectors. The origin was at least as long as the snapshot when
+// the table was made, so it is asked only for what lies behind that.
+func (s *snapshot) sourceEnd(end int64) int64 {
+	if end <= s.size() {
+		return end
+	}
+	return min(end, roundDown(s.source.Size()))
+}
 
 // log is the log of the table, nowhere if it has none.
 func (s *snapshot) log() logrus.FieldLogger {
