@@ -16,13 +16,21 @@ import (
 // snapshot and the origin show is compared with what was promised.
 
 const (
-	crashSeed   = 20261122
-	crashStates = 256 // all states up to 8 undecided sectors
-	oldSeed     = 1   // pattern of the origin at first
-	junkSeed    = 99  // pattern of the COW device before it is used
+	crashSeed = 20261122
+	oldSeed   = 1  // pattern of the origin at first
+	junkSeed  = 99 // pattern of the COW device before it is used
 )
 
-// write is one write of a recorded run. Each has a pattern of its own, so that
+// crashStates is the number of states of one cut: all up to 8 undecided
+// sectors. Under the race detector a sample must do.
+func crashStates() int {
+	if raceDetector {
+		return 16
+	}
+	return 256
+}
+
+// crashWrite is one write of a recorded run. Each has a pattern of its own, so that
 // the content of a sector says which write it is from.
 type crashWrite struct {
 	dev          string // "org", or the name of a snapshot
@@ -362,7 +370,7 @@ func compareDevice(d blockdev.Device, want *expect) error {
 // violation.
 func (p crashPlan) explore(t *testing.T) (states int, violation error) {
 	r := p.record(t)
-	for s := range r.group.States(crashSeed, crashStates) {
+	for s := range r.group.States(crashSeed, crashStates()) {
 		states++
 		if err := r.check(s, p.names()); err != nil {
 			return states, fmt.Errorf("%w\n%s", err, s.Describe())

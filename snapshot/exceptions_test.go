@@ -145,6 +145,9 @@ func random(n int) []exception {
 // TestExceptions_Memory holds the promise of at most 24 bytes an exception, by
 // what the heap really grows.
 func TestExceptions_Memory(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector takes memory of its own")
+	}
 	const n = 1000000
 	es := random(n)
 	for _, order := range []string{"random", "ascending gaps", "descending gaps"} {

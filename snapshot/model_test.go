@@ -216,6 +216,10 @@ func sideBySide(t *testing.T, seed uint64) {
 		m.add(t, []string{"P", "PO", "N", "P"}[i], chunk)
 	}
 	const lanes = 3
+	first := make([][]byte, len(m.snaps))
+	for i, s := range m.snaps {
+		first[i] = bytes.Clone(s.want)
+	}
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	writer := func(tb *table, want []byte, lane int, n uint64) {
@@ -241,7 +245,6 @@ func sideBySide(t *testing.T, seed uint64) {
 	// Nobody writes sectors of lane 0 to the snapshots: they never change.
 	var readers sync.WaitGroup
 	for i, s := range m.snaps {
-		first := bytes.Clone(s.want)
 		readers.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(1000+i)))
 			for {
@@ -257,7 +260,7 @@ func sideBySide(t *testing.T, seed uint64) {
 					return
 				}
 				for k := range 40 {
-					if (at+k)%lanes == 0 && !bytes.Equal(p[k*512:(k+1)*512], first[(at+k)*512:(at+k+1)*512]) {
+					if (at+k)%lanes == 0 && !bytes.Equal(p[k*512:(k+1)*512], first[i][(at+k)*512:(at+k+1)*512]) {
 						t.Errorf("sector %d of a snapshot changed", at+k)
 						return
 					}
