@@ -270,6 +270,16 @@ func TestFreeze_LeavesTheFreezeOfOthersAlone(t *testing.T) {
 	if err := second.thaw(); err != nil || !isFrozen(t, dir) {
 		t.Errorf("the second thaw ended the freeze of the first (%v)", err)
 	}
+	third, err := testFreezer().freeze(context.Background(), list, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.cmd.Process.Kill(); err != nil { // now the command thaws itself
+		t.Fatal(err)
+	}
+	if err := third.thaw(); err != nil || !isFrozen(t, dir) {
+		t.Errorf("the thaw in the place of a killed holder ended the freeze of another (%v)", err)
+	}
 	if err := first.thaw(); err != nil || isFrozen(t, dir) {
 		t.Errorf("still frozen (%v)", err)
 	}

@@ -35,6 +35,7 @@ const (
 	sayExpired = "expired" // thawed unasked: the limit passed, or a signal came
 	sayRefused = "refused" // + index and errno: nothing is frozen any more
 	saySynced  = "synced"  // + index: cannot be frozen, was written out instead
+	sayOthers  = "others"  // + index: frozen already by somebody else, who thaws it
 )
 
 // freezeReady bounds the wait for the dirty pages to be written out.
@@ -53,9 +54,10 @@ type freezer struct {
 // frozen is a freeze that is in force.
 type frozen struct {
 	list   []frozenFS
-	dirs   []*os.File // the roots, to thaw when the holder is gone
-	lock   *os.File   // shared with the holder: it goes with the last of the two
-	synced []frozenFS // those that know no freeze
+	dirs   []*os.File   // the roots, to thaw when the holder is gone
+	lock   *os.File     // shared with the holder: it goes with the last of the two
+	synced []frozenFS   // those that know no freeze
+	others map[int]bool // index of those that somebody else had frozen
 	cmd    *exec.Cmd
 	stdin  io.Closer
 	lines  chan string // what the holder says; closed when it is gone
@@ -64,7 +66,7 @@ type frozen struct {
 // freeze freezes the file systems, in order, and returns when all are. They
 // stay so until thaw, for limit at most. On an error nothing is frozen.
 func (f freezer) freeze(ctx context.Context, list []frozenFS, limit time.Duration) (_ *frozen, err error) {
-	z := &frozen{list: list}
+	z := &frozen{list: list, others: map[int]bool{}}
 	defer func() {
 		if err != nil {
 			z.closeDirs()
@@ -142,6 +144,8 @@ func (z *frozen) awaitFrozen(ctx context.Context) error {
 				return nil
 			case word == saySynced && index < len(z.list):
 				z.synced = append(z.synced, z.list[index])
+			case word == sayOthers:
+				z.others[index] = true
 			case word == sayRefused && index < len(z.list):
 				return freezeRefused(z.list[index], syscall.Errno(errno))
 			}
@@ -172,18 +176,34 @@ func (z *frozen) thaw() error {
 	return nil
 }
 
+// endLimit bounds the wait for the holder to thaw. It is only reached while a
+// freeze itself hangs, as the daemon below does not answer.
+const endLimit = 10 * time.Second
+
 // end closes the pipe, waits for the holder to go, and thaws in its place when
-// it went without doing so. It returns the last word of the holder.
+// it went without doing so. It returns the last word of the holder. One that
+// hangs is left behind: it thaws when it comes to it, as its pipe is closed.
 func (z *frozen) end() string {
 	z.stdin.Close()
 	last := ""
-	for line := range z.lines {
-		last, _, _ = strings.Cut(line, " ")
+	late := time.After(endLimit)
+	for open := true; open; {
+		select {
+		case line, ok := <-z.lines:
+			if open = ok; ok {
+				last, _, _ = strings.Cut(line, " ")
+			}
+		case <-late:
+			z.closeDirs()
+			return last
+		}
 	}
 	_ = z.cmd.Wait() // its words say more than its exit code
 	if last != sayThawed && last != sayExpired && last != sayRefused {
-		for _, dir := range z.dirs { // killed: the kernel leaves them frozen
-			_ = thawFD(dir.Fd())
+		for i, dir := range z.dirs { // killed: the kernel leaves them frozen
+			if !z.others[i] {
+				_ = thawFD(dir.Fd())
+			}
 		}
 	}
 	z.closeDirs()
@@ -259,7 +279,8 @@ func holdFrozen(args []string, in io.Reader, out io.Writer) int {
 		switch err := freezeFD(fd); {
 		case err == nil:
 			done = append(done, fd)
-		case errors.Is(err, unix.EBUSY): // frozen by somebody else, who thaws it
+		case errors.Is(err, unix.EBUSY):
+			fmt.Fprintln(out, sayOthers, i)
 		case errors.Is(err, unix.EOPNOTSUPP):
 			_ = unix.Syncfs(int(fd))
 			fmt.Fprintln(out, saySynced, i)
