@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -38,10 +39,17 @@ func (a *app) client(ctx context.Context) (*control.Client, error) {
 // none answers, unless told not to.
 func (a *app) start(ctx context.Context) (*control.Client, error) {
 	c, _, err := a.connect(ctx)
-	if err == nil || exitCode(err) != exitNoDaemon || a.noAutostart {
+	if err == nil || !noDaemon(err) || a.noAutostart {
 		return c, err
 	}
 	return a.autostart(ctx)
+}
+
+// noDaemon says whether err is that none answers. One of another protocol does
+// answer, and keeps a second one away.
+func noDaemon(err error) bool {
+	var c *control.Error
+	return errors.As(err, &c) && c.Code == control.CodeNoDaemon
 }
 
 // connect finds the daemon and asks who it is.

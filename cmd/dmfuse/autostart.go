@@ -30,7 +30,7 @@ func (a *app) autostart(ctx context.Context) (*control.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := makeRunDir(dir); err != nil {
+	if err := makeRunDir(dir, false); err != nil {
 		return nil, fail(exitNoDaemon, err, "")
 	}
 	// The lock is waited for: who has it is starting a daemon, and has a limit.
@@ -39,7 +39,7 @@ func (a *app) autostart(ctx context.Context) (*control.Client, error) {
 		return nil, fail(exitNoDaemon, fmt.Errorf("the lock for starting a daemon cannot be taken: %w", err), "")
 	}
 	defer lock.Close()
-	if c, _, err := a.connect(ctx); err == nil || exitCode(err) != exitNoDaemon {
+	if c, _, err := a.connect(ctx); err == nil || !noDaemon(err) {
 		return c, err
 	}
 	if err := a.spawn(ctx, dir); err != nil {

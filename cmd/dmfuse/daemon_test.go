@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,14 +97,20 @@ func TestRunDir(t *testing.T) {
 func TestMakeRunDir(t *testing.T) {
 	dir := t.TempDir()
 	made := filepath.Join(dir, "new", "run")
-	if err := makeRunDir(made); err != nil {
+	if err := makeRunDir(made, false); err != nil {
 		t.Fatal(err)
 	}
 	if fi, err := os.Stat(made); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", fi, err)
 	}
-	if err := makeRunDir(made); err != nil {
+	if err := makeRunDir(made, false); err != nil {
 		t.Errorf("the second time: %v", err)
+	}
+	if err := makeRunDir(made, true); err != nil {
+		t.Error(err)
+	}
+	if fi, err := os.Stat(made); err != nil || fi.Mode().Perm() != 0o711 {
+		t.Errorf("others cannot pass: %v, %v", fi, err)
 	}
 	open := filepath.Join(dir, "open")
 	link := filepath.Join(dir, "link")
@@ -114,7 +121,7 @@ func TestMakeRunDir(t *testing.T) {
 	for path, want := range map[string]string{
 		open: "written by others", link: "no directory", file: "no directory", filepath.Join(file, "x"): "cannot be made",
 	} {
-		if err := makeRunDir(path); err == nil || !strings.Contains(err.Error(), want) {
+		if err := makeRunDir(path, true); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
@@ -326,5 +333,41 @@ func TestServeOptions(t *testing.T) {
 		if exitCode(err) != exitUsage || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// TestAnotherProtocol: a daemon that speaks another protocol is named, and no
+// second one is started beside it.
+func TestAnotherProtocol(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, `{"version":"9.9","protocol":99,"pid":4711}`)
+	})}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	defer func() {
+		srv.Close()
+		<-done
+	}()
+	for _, argv := range [][]string{
+		{"dmfuse", "ls"}, {"dmfuse", "create", "a", "--table", "0 8 zero"}, {"dmfuse", "events"}, {"dmfuse", "shutdown"},
+	} {
+		var out, errs bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, socketFlag: socket, env: func(string) string { return "" }}
+		code := a.run(t.Context(), argv)
+		for _, want := range []string{"pid 4711", "9.9", "protocol 99"} {
+			if code != exitNoDaemon || !strings.Contains(errs.String(), want) {
+				t.Errorf("%q: %d, %q, want %q in it", argv, code, errs.String(), want)
+			}
+		}
+	}
+	var out bytes.Buffer
+	a := &app{stdout: &out, stderr: &out, socketFlag: socket, env: func(string) string { return "" }}
+	if code := a.run(t.Context(), []string{"dmfuse", "version"}); code != 0 || !strings.Contains(out.String(), "daemon:            9.9, pid 4711") {
+		t.Errorf("version: %d, %s", code, out.String())
 	}
 }

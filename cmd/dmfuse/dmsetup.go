@@ -331,8 +331,7 @@ func (d *dm) reach() error {
 	}
 	c, v, err := d.connect(d.ctx)
 	if err != nil {
-		var e *control.Error
-		if !d.people && errors.As(err, &e) && e.Code == control.CodeNoDaemon {
+		if !d.people && noDaemon(err) {
 			return nil
 		}
 		return err

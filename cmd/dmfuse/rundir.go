@@ -49,8 +49,9 @@ func (a *app) socket() (string, error) {
 
 // makeRunDir makes the run directory, or checks the one that is there: a
 // directory, not a link, of this user, that nobody else can write. In /tmp
-// somebody else may have made it first.
-func makeRunDir(dir string) error {
+// somebody else may have made it first. With open others may pass through it,
+// to the device files; what else is in it is closed to them.
+func makeRunDir(dir string, open bool) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("the run directory cannot be made: %w", err)
 	}
@@ -69,6 +70,8 @@ func makeRunDir(dir string) error {
 		return fmt.Errorf("the run directory %s belongs to another user", dir)
 	case fi.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("the run directory %s can be written by others (mode %04o)", dir, fi.Mode().Perm())
+	case open:
+		return os.Chmod(dir, fi.Mode().Perm()|0o011)
 	}
 	return nil
 }

@@ -137,7 +137,7 @@ type daemon struct {
 // there.
 func (d *daemon) start() error {
 	d.started = time.Now()
-	if err := makeRunDir(d.o.runDir); err != nil {
+	if err := makeRunDir(d.o.runDir, d.o.allowOther); err != nil {
 		return err
 	}
 	lock, err := lockRunDir(d.o.runDir)
