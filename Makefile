@@ -99,12 +99,16 @@ test-long: ## what takes longer than CI can wait for: every suite with DMFUSE_LO
 	exit $$rc
 
 # -race   the race detector; needs cgo and a C compiler
-# -short  the same tests with fewer rounds: the detector is about ten times slower.
-# The suite with the real program builds the daemon with the detector too.
+# -short  the same tests with fewer rounds: the detector is about ten times slower
+# -run    of the suite with the real program, whose daemon is built with the
+#         detector too, what has many requests under way at once
 .PHONY: race
-race: ## race detector over the unit tests and, with a daemon built with it, the stress test
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $(unitpkgs)
-	if ls tests/stress/*_test.go >/dev/null 2>&1; then CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) ./tests/stress; fi
+race: ## race detector over the unit tests, and over a daemon under load
+	rc=0
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $(unitpkgs) || rc=$$?
+	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'Model|Suspended|KilledClient' ./tests/stress || rc=$$?
+	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'KillUnderLoad|KillDuring' ./tests/crash || rc=$$?
+	exit $$rc
 
 # Each fuzz target for FUZZTIME; go test takes one target at a time.
 FUZZTIME ?= 10s

@@ -64,7 +64,7 @@ type ledger struct {
 func newLedger(t *testing.T, area string) *ledger {
 	l := &ledger{t: t, area: area, used: map[string]bool{}}
 	t.Cleanup(func() {
-		if t.Failed() || t.Skipped() {
+		if t.Failed() || t.Skipped() || testing.Short() {
 			return
 		}
 		for _, table := range [][]difference{known, missing} {
@@ -110,3 +110,7 @@ func (l *ledger) equal(t *testing.T, name, got, want string) {
 	}
 	t.Errorf("%s:\n got %q\nwant %q", name, got, want)
 }
+
+// shortened leaves out most of many cases where the race detector makes each
+// one slow (go test -short): they differ in data, not in what runs beside what.
+func shortened(i int) bool { return testing.Short() && i%6 != 0 }

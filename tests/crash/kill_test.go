@@ -43,7 +43,7 @@ type view struct {
 func TestKillUnderLoad(t *testing.T) {
 	rounds := harness.Pick(50, 300)
 	if harness.Race() {
-		rounds = 8
+		rounds = 5
 	}
 	r := newRig(t, 8<<20/sector+5)
 	chunks := []int64{8, 128, 1}

@@ -49,7 +49,34 @@ func New(t testing.TB, args ...string) *Daemon {
 	}
 	d.log = log
 	t.Cleanup(d.cleanup)
+	d.watchDeadline()
 	return d
+}
+
+// watchDeadline ends the daemon shortly before "go test" gives up on the test:
+// a panic of the time limit runs no cleanup, so its mount and loop devices would
+// stay. What it was doing is printed, and requests that hang come to an end.
+func (d *Daemon) watchDeadline() {
+	const before = 20 * time.Second
+	t, ok := d.t.(interface{ Deadline() (time.Time, bool) })
+	if !ok {
+		return
+	}
+	deadline, ok := t.Deadline()
+	if !ok || time.Until(deadline) < 2*before {
+		return
+	}
+	late := time.AfterFunc(time.Until(deadline)-before, func() {
+		d.dump()
+		fmt.Fprintf(os.Stderr, "%s: the time limit is near, the daemon is killed; its log:\n%s\n", d.t.Name(), d.Log())
+		d.signal(syscall.SIGKILL)
+		d.gone(5 * time.Second)
+		for _, m := range mountsBelow(d.Dir) {
+			_ = syscall.Unmount(m.dir, syscall.MNT_DETACH)
+		}
+		detachBelow(d.Dir)
+	})
+	d.t.Cleanup(func() { late.Stop() })
 }
 
 // Start is New with a daemon running.
@@ -274,7 +301,7 @@ func (d *Daemon) cleanup() {
 			_ = syscall.Unmount(m.dir, syscall.MNT_DETACH)
 		}
 	}
-	detachBelow(d.t, d.Dir)
+	detachBelow(d.Dir)
 	if d.PID() != 0 {
 		d.signal(syscall.SIGTERM)
 		if !d.gone(20 * time.Second) {

@@ -19,7 +19,11 @@ import (
 // hold; in between it suspends, takes and drops snapshots.
 func TestModel(t *testing.T) {
 	rng := harness.Rand(harness.Seed(t))
-	for _, kind := range kinds {
+	some := kinds
+	if harness.Race() {
+		some = []string{"striped", "origin-3", "snapshot"}
+	}
+	for _, kind := range some {
 		t.Run(kind, func(t *testing.T) {
 			d := harness.Start(t)
 			sectors := sectorsOf(harness.Pick[int64](4, 64)) + 48
@@ -180,7 +184,11 @@ func TestModelWithSnapshotsComingAndGoing(t *testing.T) {
 	disk := model.New(sectors, 1)
 	x.add("disk", disk)
 	chunks := []int{8, 1, 64, 16, 2, 128}
-	for i := range harness.Pick(6, 60) {
+	rounds := harness.Pick(6, 60)
+	if harness.Race() {
+		rounds = 3
+	}
+	for i := range rounds {
 		// A moment without writers, as a suspended origin has: the model of
 		// the view is then exact.
 		name := fmt.Sprintf("view%d", i)
