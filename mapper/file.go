@@ -59,11 +59,22 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, invalid("negative offset %d", off)
 	}
-	p, err := d.clip(p, off)
-	if err != nil || len(p) == 0 {
-		return 0, err
+	for {
+		part, err := d.clip(p, off)
+		if err != nil || len(part) == 0 {
+			return 0, err
+		}
+		n, err := d.read(ctx, part, off)
+		if n > 0 || !d.shrunk(err, part, off) {
+			return n, err
+		}
 	}
-	return d.read(ctx, p, off)
+}
+
+// shrunk says whether a request failed because the table was swapped for a
+// shorter one while it was on its way: it has a new end to be cut at.
+func (d *Device) shrunk(err error, p []byte, off int64) bool {
+	return blockdev.Kind(err) == blockdev.ErrRange && off+int64(len(p)) > d.Size()
 }
 
 // WriteAt writes like a file of fixed size: at or after the end
@@ -76,14 +87,19 @@ func (d *Device) WriteAt(ctx context.Context, p []byte, off int64, fua bool) (in
 	if len(p) == 0 {
 		return 0, nil
 	}
-	p, err := d.clip(p, off)
-	if err != nil {
-		return 0, err
+	for {
+		part, err := d.clip(p, off)
+		if err != nil {
+			return 0, err
+		}
+		if len(part) == 0 {
+			return 0, errPastEnd
+		}
+		n, err := d.write(ctx, part, off, fua)
+		if n > 0 || !d.shrunk(err, part, off) {
+			return n, err
+		}
 	}
-	if len(p) == 0 {
-		return 0, errPastEnd
-	}
-	return d.write(ctx, p, off, fua)
 }
 
 // clip cuts p to the end of the device. Without a live table there is no end,

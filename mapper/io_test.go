@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
@@ -45,6 +46,50 @@ func TestIO_EndsOfADeviceFile(t *testing.T) {
 	wantKind(t, "zero of nothing", d.Zero(ctx, 0, 0, false), blockdev.ErrInvalid)
 	_, _, err = d.Extent(ctx, size)
 	wantKind(t, "extent at the end", err, blockdev.ErrRange)
+}
+
+// A request that waits while the device becomes shorter meets the new end.
+func TestIO_ShorterTableWhileARequestWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := newManager(t, nil)
+		ctx := context.Background()
+		d := mustCreate(t, m, "d", "0 16 linear 7:0 0")
+		if err := d.Suspend(ctx, SuspendOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		type result struct {
+			n   int
+			err error
+		}
+		results := map[string]chan result{}
+		start := func(name string, f func() (int, error)) {
+			c := make(chan result, 1)
+			results[name] = c
+			go func() { n, err := f(); c <- result{n, err} }()
+		}
+		start("read over the new end", func() (int, error) { return d.ReadAt(ctx, make([]byte, 4096), 7*512) })
+		start("read after it", func() (int, error) { return d.ReadAt(ctx, make([]byte, 4096), 9*512) })
+		start("write over the new end", func() (int, error) { return d.WriteAt(ctx, make([]byte, 4096), 7*512, false) })
+		start("write after it", func() (int, error) { return d.WriteAt(ctx, make([]byte, 4096), 9*512, false) })
+		synctest.Wait()
+		if err := d.Load(ctx, []Line{{Length: 8, Type: "linear", Args: []string{"7:0", "0"}}}, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Resume(ctx, SuspendOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]result{
+			"read over the new end":  {512, nil},
+			"read after it":          {0, nil},
+			"write over the new end": {512, nil},
+			"write after it":         {0, blockdev.ErrNoSpace},
+		} {
+			got := <-results[name]
+			if got.n != want.n || blockdev.Kind(got.err) != want.err {
+				t.Errorf("%s: %d, %v", name, got.n, got.err)
+			}
+		}
+	})
 }
 
 // A mapped device below another is a device, not a file: its end is an error.
