@@ -50,7 +50,7 @@ func TestLoad_WritesEachBlockOnce(t *testing.T) {
 }
 
 func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
-	r := newRow("memory", load{4 << 10, true, 16})
+	r := newRow("memory", load{4 << 10, true, 16}, peers())
 	// The machine is four times slower in the second round: the ratio is not.
 	for _, s := range []struct {
 		name   string
@@ -79,8 +79,8 @@ func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
 func TestAims(t *testing.T) {
 	rep := report{}
 	for _, l := range loads("memory") {
-		r := newRow("memory", l)
-		for _, s := range subjectsOf(l) {
+		r := newRow("memory", l, peers())
+		for _, s := range subjectsOf(peers(), l) {
 			r.add(s.name, sample{Figure: 1}, nil)
 		}
 		rep.Rows = append(rep.Rows, r)

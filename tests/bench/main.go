@@ -18,6 +18,7 @@ import (
 // options are the words of the command line.
 type options struct {
 	bin    string         // the program under test
+	old    string         // another build of it to compare with; "" none
 	mem    string         // directory in memory; "" none
 	disk   string         // directory on a disk; "" none
 	out    string         // where the reports go
@@ -34,6 +35,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(errs)
 	f.StringVar(&o.bin, "bin", "bin/dmfuse", "the program to measure")
+	f.StringVar(&o.old, "old", "", "another build of the program, whose subjects get rows of their own")
 	f.StringVar(&o.mem, "mem", "/dev/shm", "directory in memory, empty: leave out")
 	f.StringVar(&o.disk, "disk", "/var/tmp", "directory on a disk, empty: leave out")
 	f.StringVar(&o.out, "out", "bench-out", "directory of the reports")
@@ -94,14 +96,19 @@ func run(ctx context.Context, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to mount")
 	}
-	if _, err := os.Stat(o.bin); err != nil {
-		return fmt.Errorf("%w (make build)", err)
+	for _, bin := range []*string{&o.bin, &o.old} {
+		if *bin == "" {
+			continue
+		}
+		path, err := filepath.Abs(*bin)
+		if err == nil {
+			_, err = os.Stat(path)
+		}
+		if err != nil {
+			return fmt.Errorf("%w (make build)", err)
+		}
+		*bin = path
 	}
-	bin, err := filepath.Abs(o.bin)
-	if err != nil {
-		return err
-	}
-	o.bin = bin
 	rep := report{SchemaVersion: 1, Machine: describeMachine(o), Rounds: o.rounds, SizeMiB: o.size >> 20}
 	fmt.Print(rep.Machine.text())
 	runErr := measure(ctx, o, &rep)

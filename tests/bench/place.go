@@ -14,17 +14,17 @@ import (
 
 // place is a directory with everything a run needs in it.
 type place struct {
-	name string
-	dir  string
-	base string // the image that snapshots and overlays stand on; never changed
-	size int64
-	each time.Duration
-	bin  string
-	self string // this program
+	name     string
+	dir      string
+	base     string // the image that snapshots and overlays stand on; never changed
+	size     int64
+	each     time.Duration
+	self     string // this program
+	subjects []subject
 
-	daemon *daemon // nil until first needed
-	images int
-	end    cleanups
+	daemons map[string]*daemon // by the program they run; started when first needed
+	images  int
+	end     cleanups
 }
 
 func newPlace(ctx context.Context, o options, name, parent string) (p *place, err error) {
@@ -36,7 +36,8 @@ func newPlace(ctx context.Context, o options, name, parent string) (p *place, er
 	if err != nil {
 		return nil, err
 	}
-	p = &place{name: name, dir: dir, base: filepath.Join(dir, "base"), size: o.size, each: o.each, bin: o.bin, self: self}
+	p = &place{name: name, dir: dir, base: filepath.Join(dir, "base"), size: o.size, each: o.each, self: self,
+		subjects: subjects(o), daemons: map[string]*daemon{}}
 	p.end.add(func() error { return os.RemoveAll(dir) })
 	if err := p.fill(ctx); err != nil {
 		return nil, errors.Join(err, p.close())
@@ -91,13 +92,14 @@ func (p *place) sectors() int64 { return p.size / 512 }
 // opened is a subject that is ready to be loaded.
 type opened struct {
 	path string
-	pid  int // the process that serves it; 0 none
+	bin  string // the build of dmfuse that serves it
+	pid  int    // the process that serves it; 0 none
 	end  cleanups
 }
 
 // measure runs one load on all its subjects, round by round.
 func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err error) {
-	row = newRow(p.name, l)
+	row = newRow(p.name, l, p.subjects)
 	open := map[string]*opened{}
 	defer func() {
 		for _, o := range open {
@@ -105,7 +107,7 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 		}
 	}()
 	for round := range rounds {
-		subjects := subjectsOf(l)
+		subjects := subjectsOf(p.subjects, l)
 		for i := range subjects {
 			s := subjects[(i+round)%len(subjects)]
 			if row.failed(s.name) {
@@ -115,7 +117,7 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 			if ctx.Err() != nil {
 				return row, ctx.Err()
 			}
-			if err != nil && s.ours {
+			if err != nil && s.bin != "" {
 				return row, fmt.Errorf("%s: %w", s.name, err)
 			}
 			row.add(s.name, sample, err)
@@ -133,7 +135,7 @@ func (p *place) once(ctx context.Context, s subject, l load, open map[string]*op
 	}
 	o := open[s.name]
 	if o == nil {
-		o = new(opened)
+		o = &opened{bin: s.bin}
 		if err := s.open(ctx, p, o); err != nil {
 			return sample{}, errors.Join(err, o.end.run())
 		}

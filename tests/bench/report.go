@@ -39,9 +39,9 @@ type cell struct {
 	Error   string   `json:"error,omitempty"` // why there are no figures
 }
 
-func newRow(place string, l load) row {
+func newRow(place string, l load, all []subject) row {
 	r := row{Place: place, Load: l.name(), Unit: l.unit()}
-	for _, s := range subjectsOf(l) {
+	for _, s := range subjectsOf(all, l) {
 		r.Cells = append(r.Cells, cell{Subject: s.name})
 	}
 	return r

@@ -24,7 +24,7 @@ const (
 // subject is one of those that are compared.
 type subject struct {
 	name  string
-	ours  bool
+	bin   string   // the build of dmfuse, if it is that
 	needs []string // programs
 	// once: a write changes it for good, so that the next round needs another.
 	once bool
@@ -34,16 +34,36 @@ type subject struct {
 }
 
 // subjects are all of them, in the order of the table.
-func subjects() []subject {
+func subjects(o options) []subject {
+	var list []subject
+	for _, s := range peers() {
+		if s.bin == "" {
+			list = append(list, s)
+			continue
+		}
+		s.bin = o.bin
+		list = append(list, s)
+		if o.old != "" {
+			s.name, s.bin = "old "+s.name, o.old
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// ours marks the subjects whose build subjects fills in.
+const ours = "dmfuse"
+
+func peers() []subject {
 	fuse := []string{"qemu-storage-daemon", "qemu-img"}
 	return []subject{
 		{name: nameFile, open: openFile},
 		{name: nameGoFuse, open: openGoFuse},
-		{name: "dmfuse linear", ours: true, open: openTable(linear)},
-		{name: nameSnap4k, ours: true, once: true, open: openTable(snapshotTable(8))},
-		{name: nameSnap64k, ours: true, once: true, writes: true, open: openTable(snapshotTable(128))},
-		{name: "dmfuse origin, 0 snapshots", ours: true, open: openOrigin(0)},
-		{name: "dmfuse origin, 1 snapshot 4k", ours: true, once: true, open: openOrigin(1)},
+		{name: "dmfuse linear", bin: ours, open: openTable(linear)},
+		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
+		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
+		{name: "dmfuse origin, 0 snapshots", bin: ours, open: openOrigin(0)},
+		{name: "dmfuse origin, 1 snapshot 4k", bin: ours, once: true, open: openOrigin(1)},
 		{name: "qemu raw", needs: fuse, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
@@ -52,9 +72,9 @@ func subjects() []subject {
 }
 
 // subjectsOf are those that a load runs on.
-func subjectsOf(l load) []subject {
+func subjectsOf(all []subject, l load) []subject {
 	var list []subject
-	for _, s := range subjects() {
+	for _, s := range all {
 		if l.write || !s.writes {
 			list = append(list, s)
 		}

@@ -19,18 +19,18 @@ type daemon struct {
 	pid int
 }
 
-// daemonOf is the daemon of a place. Its run directory is not there but in the
+// daemonOf is the daemon of a place that runs a build. Its run directory is not there but in the
 // ordinary directory for temporary files, whose name is short.
-func (p *place) daemonOf(ctx context.Context) (*daemon, error) {
-	if p.daemon != nil {
-		return p.daemon, nil
+func (p *place) daemonOf(bin string) (*daemon, error) {
+	if d := p.daemons[bin]; d != nil {
+		return d, nil
 	}
 	run, err := os.MkdirTemp("", "dmfuse-bench-")
 	if err != nil {
 		return nil, err
 	}
 	p.end.add(func() error { return os.RemoveAll(run) })
-	d := &daemon{bin: p.bin, run: filepath.Join(run, "run")}
+	d := &daemon{bin: bin, run: filepath.Join(run, "run")}
 	ready, end, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (p *place) daemonOf(ctx context.Context) (*daemon, error) {
 		return nil, errors.Join(errors.New("the daemon does not get ready"), s.stop(), errors.New(s.errs.String()))
 	}
 	d.pid = s.cmd.Process.Pid
-	p.daemon = d
+	p.daemons[bin] = d
 	return d, nil
 }
 
@@ -76,7 +76,7 @@ type tableOf func(ctx context.Context, p *place, o *opened) (string, error)
 // openTable is a device with one table line.
 func openTable(table tableOf) func(context.Context, *place, *opened) error {
 	return func(ctx context.Context, p *place, o *opened) error {
-		d, err := p.daemonOf(ctx)
+		d, err := p.daemonOf(o.bin)
 		if err != nil {
 			return err
 		}
@@ -119,7 +119,7 @@ func (p *place) cow(o *opened) (string, error) {
 // openOrigin is an origin device with n snapshots.
 func openOrigin(n int) func(context.Context, *place, *opened) error {
 	return func(ctx context.Context, p *place, o *opened) error {
-		d, err := p.daemonOf(ctx)
+		d, err := p.daemonOf(o.bin)
 		if err != nil {
 			return err
 		}
