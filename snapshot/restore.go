@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-
-	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // restore brings a snapshot back after the daemon was started again (promise
@@ -79,14 +77,4 @@ func (s *snapshot) markUnread(why error) {
 		}
 	}
 	s.markSidecar(why)
-}
-
-// invalidateHeader marks a header invalid and keeps its other fields.
-func invalidateHeader(cow blockdev.Device, h Header) error {
-	h.Valid = 0
-	b := make([]byte, blockdev.SectorSize)
-	hb, _ := h.MarshalBinary()
-	copy(b, hb)
-	_, err := blockdev.WriteFUA(cow, b, 0)
-	return err
 }

@@ -193,12 +193,13 @@ func (s *snapshot) size() int64 { return s.env.Length.Bytes() }
 
 // sourceEnd is end or, if that comes first, the end of the origin device in
 // bytes, in whole sectors. The origin was at least as long as the snapshot when
-// the table was made, so it is asked only for what lies behind that.
+// the table was made, so it is asked only for what lies behind that; one that
+// was cut off since ends no earlier: the read of what is gone has to fail.
 func (s *snapshot) sourceEnd(end int64) int64 {
 	if end <= s.size() {
 		return end
 	}
-	return min(end, roundDown(s.source.Size()))
+	return min(end, max(roundDown(s.source.Size()), s.size()))
 }
 
 // log is the log of the table, nowhere if it has none.

@@ -99,23 +99,47 @@ func (s *persistent) create(cow blockdev.Device) error {
 		}
 	}
 	s.clean = s.areaBytes()
-	return s.writeHeader(cow, 1)
+	return writeHeader(cow, s.header(1))
 }
 
-// writeHeader writes the first sector of the store, durably.
-func (s *persistent) writeHeader(cow blockdev.Device, valid uint32) error {
-	b := make([]byte, blockdev.SectorSize)
-	h, _ := Header{Magic: magic, Valid: valid, Version: storeVersion, ChunkSize: uint32(s.chunk)}.MarshalBinary()
-	copy(b, h)
-	if s.hooks.NoInvalidFlush && valid == 0 {
-		_, err := cow.WriteAt(b, 0)
-		return err
-	}
-	_, err := blockdev.WriteFUA(cow, b, 0)
+// header is the header of the store.
+func (s *persistent) header(valid uint32) Header {
+	return Header{Magic: magic, Valid: valid, Version: storeVersion, ChunkSize: uint32(s.chunk)}
+}
+
+// writeHeader writes the first sector of a store, durably.
+func writeHeader(cow blockdev.Device, h Header) error {
+	_, err := blockdev.WriteFUA(cow, headerSector(h), 0)
 	return err
 }
 
-func (s *persistent) invalidate(cow blockdev.Device) error { return s.writeHeader(cow, 0) }
+func headerSector(h Header) []byte {
+	b := make([]byte, blockdev.SectorSize)
+	hb, _ := h.MarshalBinary()
+	copy(b, hb)
+	return b
+}
+
+// invalidateHeader writes h as that of an invalid store. A device that has lost
+// a write may refuse whatever has to be durable, for ever: then the header is
+// written all the same, so that whoever reads it next sees it, and the error
+// says that it may not last.
+func invalidateHeader(cow blockdev.Device, h Header) error {
+	h.Valid = 0
+	err := writeHeader(cow, h)
+	if err != nil {
+		_, _ = cow.WriteAt(headerSector(h), 0)
+	}
+	return err
+}
+
+func (s *persistent) invalidate(cow blockdev.Device) error {
+	if s.hooks.NoInvalidFlush {
+		_, err := cow.WriteAt(headerSector(s.header(0)), 0)
+		return err
+	}
+	return invalidateHeader(cow, s.header(0))
+}
 
 // commit is the commit point: rule 1 of the package.
 func (s *persistent) commit(cow blockdev.Device, es []exception) (done int, err error) {
