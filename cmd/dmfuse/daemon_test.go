@@ -353,11 +353,14 @@ func TestAnotherProtocol(t *testing.T) {
 		srv.Close()
 		<-done
 	}()
+	env := func(name string) string {
+		return map[string]string{"DMFUSE_SOCKET": socket, "DMFUSE_RUN_DIR": filepath.Dir(socket)}[name]
+	}
 	for _, argv := range [][]string{
 		{"dmfuse", "ls"}, {"dmfuse", "create", "a", "--table", "0 8 zero"}, {"dmfuse", "events"}, {"dmfuse", "shutdown"},
 	} {
 		var out, errs bytes.Buffer
-		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, socketFlag: socket, env: func(string) string { return "" }}
+		a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, env: env}
 		code := a.run(t.Context(), argv)
 		for _, want := range []string{"pid 4711", "9.9", "protocol 99"} {
 			if code != exitNoDaemon || !strings.Contains(errs.String(), want) {
@@ -366,7 +369,7 @@ func TestAnotherProtocol(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	a := &app{stdout: &out, stderr: &out, socketFlag: socket, env: func(string) string { return "" }}
+	a := &app{stdout: &out, stderr: &out, env: env}
 	if code := a.run(t.Context(), []string{"dmfuse", "version"}); code != 0 || !strings.Contains(out.String(), "daemon:            9.9, pid 4711") {
 		t.Errorf("version: %d, %s", code, out.String())
 	}
