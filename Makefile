@@ -18,7 +18,7 @@ ROOTPKGS := ./tests/mount ./tests/cli ./tests/crash ./tests/stress
 # Only those that exist, and have tests.
 rootpkgs = $(shell for p in $(ROOTPKGS); do ls $$p/*_test.go >/dev/null 2>&1 && echo $$p; done)
 # Everything else: pure Go, no root, offline.
-unitpkgs = $(shell $(GO) list ./... | grep -vE '/tests/(mount|cli|crash|stress|kernel|bench)(/|$$)')
+unitpkgs = $(shell $(GO) list ./... | grep -vE '/tests/(mount|cli|crash|stress|kernel)(/|$$)')
 
 # Time limits are shorter than those of CI, so that a hang prints the stacks of
 # all goroutines instead of a killed job.
@@ -122,10 +122,11 @@ fuzz: ## every Fuzz target for FUZZTIME (10s)
 	done
 
 # -run '^$$'  no tests, only benchmarks
+# BENCH       flags of tests/bench, such as BENCH=-quick; it needs root
 .PHONY: bench
-bench: build ## micro benchmarks, then end to end beside the peers (tests/bench)
-	$(GO) test -run '^$$' -bench . -benchmem $(unitpkgs) | grep -vE '^(ok|PASS|\?)'
-	if [ -x tests/bench/run.sh ]; then tests/bench/run.sh; fi
+bench: build ## micro benchmarks, then end to end beside the peers; reports in bench-out
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $(unitpkgs) | grep -vE '^(PASS|\?|ok .*no test files)'
+	$(GO) run ./tests/bench $(BENCH)
 
 .PHONY: cover
 cover: ## coverage of the unit tests, by function, worst last
