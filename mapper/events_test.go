@@ -11,7 +11,7 @@ import (
 // Which operation raises which number (kernel: dm_table_event,
 // dm_issue_global_event).
 func TestEvents_WhichOperationsRaiseThem(t *testing.T) {
-	m, p, _ := newProbed(t, nil)
+	m, _, _ := newProbed(t, nil)
 	var d *Device
 	var raise func()
 	step := func(what string, own, global uint32, f func() error) {
@@ -51,7 +51,6 @@ func TestEvents_WhichOperationsRaiseThem(t *testing.T) {
 	})
 	step("an event of a table that was live", 0, 0, func() error { raise(); return nil })
 	step("remove", 1, 1, func() error { _, err := m.Remove(limit(t), ByName("f"), RemoveOptions{}); return err })
-	_ = p
 }
 
 func TestEvents_Wait(t *testing.T) {
@@ -185,7 +184,6 @@ func TestTable_DestroyWaitsForMessages(t *testing.T) {
 	msg := later(func() error { _, err := d.Message(limit(t), 0, []string{"m"}); return err })
 	reached(t, hold)
 	mustLoad(t, d, "0 8 probe b")
-	p.take()
 	resume := later(func() error { return d.Resume(limit(t), SuspendOptions{}) })
 	if _, err := d.ReadAt(limit(t), make([]byte, 1), 0); err != nil {
 		t.Errorf("requests wait for the message: %v", err)
@@ -202,5 +200,4 @@ func TestTable_DestroyWaitsForMessages(t *testing.T) {
 	if err := end(t, "resume", resume); err != nil {
 		t.Error(err)
 	}
-	_, _ = p.take(), d
 }

@@ -283,20 +283,10 @@ func TestIO_NoAllocations(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close(context.Background())
-	for name, table := range map[string]string{
-		"one":   "0 64 null",
-		"three": "0 8 null\n8 8 zero\n16 48 null",
-		"stack": "0 32 linear one 0\n32 32 linear one 0",
-	} {
-		mustCreate(t, m, name, "")
-		_ = table
-	}
 	for _, c := range []struct{ name, table string }{
 		{"one", "0 64 null"}, {"three", "0 8 null\n8 8 zero\n16 48 null"}, {"stack", "0 32 linear one 0\n32 32 linear one 0"},
 	} {
-		d, _ := m.Device(ByName(c.name))
-		mustLoad(t, d, c.table)
-		mustResume(t, d)
+		d := mustCreate(t, m, c.name, c.table)
 		ctx, p := context.Background(), make([]byte, 16*512)
 		if n := testing.AllocsPerRun(100, func() {
 			_, _ = d.ReadAt(ctx, p, 4*512)

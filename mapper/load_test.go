@@ -10,7 +10,7 @@ import (
 )
 
 func TestLoad_Refusals(t *testing.T) {
-	m, p, s := newProbed(t, nil)
+	m, _, s := newProbed(t, nil)
 	s.add("7:7", 4096).block = 4096
 	for _, c := range []struct {
 		table string
@@ -77,7 +77,6 @@ func TestLoad_Refusals(t *testing.T) {
 			}
 		})
 	}
-	_ = p
 }
 
 func TestLoad_ImmutableTypesStay(t *testing.T) {

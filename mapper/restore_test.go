@@ -63,7 +63,7 @@ func kill(m *Manager) { _ = m.close(context.Background(), false) }
 func TestRestore_BringsDevicesBack(t *testing.T) {
 	x := newMachine(t)
 	m, _ := x.start()
-	low := mustCreate(t, m, "low", "0 100 linear 7:0 8\n100 100 linear /img/a\\ b\\,c 0\n")
+	mustCreate(t, m, "low", "0 100 linear 7:0 8\n100 100 linear /img/a\\ b\\,c 0\n")
 	top, err := m.Create("top", "uuid-top", 17)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +84,6 @@ func TestRestore_BringsDevicesBack(t *testing.T) {
 	}
 	want := describe(m)
 	serial := odd.Serial()
-	_ = low
 	kill(m)
 
 	m, problems := x.start()
