@@ -335,10 +335,9 @@ func (m *machine) run(stdin string, argv ...string) answer {
 	defer cancel()
 	var out, errs bytes.Buffer
 	a := &app{stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, env: func(name string) string {
-		if name == "DMFUSE_SOCKET" {
-			return m.socket
-		}
-		return ""
+		// The run directory keeps a daemon that is started by mistake away from
+		// that of the machine.
+		return map[string]string{"DMFUSE_SOCKET": m.socket, "DMFUSE_RUN_DIR": m.dir}[name]
 	}}
 	code := a.run(ctx, argv)
 	return answer{out.String(), errs.String(), code}

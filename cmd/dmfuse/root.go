@@ -32,6 +32,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "dmfuse",
 		Short:         "device-mapper without the kernel: snapshots and mirrors of disk images as files",
+		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
