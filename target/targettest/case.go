@@ -49,6 +49,10 @@ type Case struct {
 	// Bad are arguments that are refused with kind invalid.
 	Bad [][]string
 
+	// Volatile says that nothing outlives the target, whatever is flushed: a
+	// transient store.
+	Volatile bool
+
 	// KeepsOnError says that a write that failed on a lower device may have
 	// changed what lies in its range, and nothing else, and that the target
 	// works as before once the device does.
