@@ -123,7 +123,7 @@ func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
 		return j, false
 	}
 	j = outJob{s: s, c: c}
-	j.own, j.others, j.full = s.claim(c, c.chunkOf(from), c.chunkOf(to-1))
+	j.own, j.others, j.full = s.claim(c, c.chunkOf(from), c.chunkOf(to-1), true)
 	return j, true
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
 )
 
 // failureCase is a line of the kernel's table of failures (kernel: dm-snap.c).
@@ -22,7 +23,7 @@ type failureCase struct {
 	wantHeader  uint32 // valid field on the disk
 	readsFail   bool
 	writesFail  bool
-	originKeeps bool // the write of do did not reach the origin
+	originKeeps bool // nothing is lost: the snapshot shows what it showed, and the write of do can be repeated
 }
 
 type failureRun struct {
@@ -55,8 +56,19 @@ var failureCases = []failureCase{
 		wantErr: true, wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
 	{name: "write of the COW device in a copy for an origin write", store: "P", cow: 200, cowBad: "write 24+8 errno=EIO", do: originWrite,
 		wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
-	{name: "write of the COW device in a copy for a snapshot write", store: "P", cow: 200, cowBad: "write 24+8 errno=ENOSPC", do: snapPart,
+	{name: "write of the COW device in a copy for a snapshot write", store: "P", cow: 200, cowBad: "write 24+8 errno=EIO", do: snapPart,
 		wantErr: true, wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
+	// Not the kernel's: a COW file on a full disk.
+	{name: "full disk in a copy for a snapshot write", store: "P", cow: 200, cowBad: "write 24+8 errno=ENOSPC", do: snapPart,
+		wantErr: true, wantEvents: 1, wantHeader: 1, originKeeps: true},
+	{name: "full disk in a full-chunk write", store: "N", cow: 200, cowBad: "write 8+8 errno=ENOSPC", do: snapWrite,
+		wantErr: true, wantEvents: 1, originKeeps: true},
+	{name: "full disk in the area, snapshot write", store: "P", cow: 200, cowBad: "fua 8+8 errno=ENOSPC", do: snapWrite,
+		wantErr: true, wantEvents: 1, wantHeader: 1, originKeeps: true},
+	{name: "full disk in a flush, snapshot write", store: "P", cow: 200, cowBad: "flush errno=ENOSPC", do: snapWrite,
+		wantErr: true, wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
+	{name: "full disk, origin write", store: "P", cow: 200, cowBad: "write 24+8 errno=ENOSPC", do: originWrite,
+		wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
 	{name: "full-chunk write to the COW device", store: "P", cow: 200, cowBad: "write 24+8 errno=EIO", do: snapWrite,
 		wantErr: true, wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
 	{name: "flush before the exceptions, origin write", store: "P", cow: 200, cowBad: "flush errno=EIO", do: originWrite,
@@ -65,7 +77,7 @@ var failureCases = []failureCase{
 		wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
 	{name: "area, snapshot write", store: "P", cow: 200, cowBad: "fua 8+8 errno=EIO", do: snapWrite,
 		wantErr: true, wantStatus: "Invalid", wantEvents: 1, wantHeader: 0, readsFail: true, writesFail: true},
-	{name: "area and header", store: "P", cow: 200, cowBad: "fua 0+16 errno=EIO", do: originWrite,
+	{name: "area and header", store: "P", cow: 200, cowBad: "fua 0+16 errno=EIO; write 0+1 errno=EIO", do: originWrite,
 		wantStatus: "Invalid", wantEvents: 1, wantHeader: 1, readsFail: true, writesFail: true},
 	{name: "ordinary read of an exception", store: "P", cow: 200, cowBad: "read 16+8 errno=EIO", do: func(f *failureRun) error {
 		_, err := f.snap.read(8, 8)
@@ -119,8 +131,15 @@ func testFailure(t *testing.T, c failureCase) {
 	if !c.wantErr {
 		f.org.want(51, 32, 8)
 	}
-	if _, err := f.snap.read(0, 64); (err != nil) != c.readsFail {
+	if p, err := f.snap.read(0, 64); (err != nil) != c.readsFail {
 		t.Errorf("read of the snapshot: %v", err)
+	} else if c.originKeeps && string(p) != string(devtest.Pattern(1, 0, 64)) && c.name != "ordinary write of an exception" {
+		t.Errorf("the snapshot changed: %s", firstDifference(p, devtest.Pattern(1, 0, 64)))
+	}
+	if c.originKeeps {
+		if err := c.do(f); err != nil {
+			t.Errorf("once more: %v", err)
+		}
 	}
 	if err := f.snap.write(60, 8, 8); (err != nil) != c.writesFail {
 		t.Errorf("write to a chunk in the COW device: %v", err)

@@ -64,6 +64,7 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 	}
 	if h.Blank() && o.create {
 		s = newPersistent(newLayout(want), cow, o.hooks)
+		s.created = true
 		return s, true, s.create(cow)
 	}
 	if err := h.Validate(); err != nil {

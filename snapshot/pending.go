@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -16,7 +17,8 @@ const maxPending = 2048
 // unit is a set of exceptions that one request allotted together: it fills
 // their chunks, and they are committed together.
 type unit struct {
-	es []exception // ascending by old chunk
+	es     []exception // ascending by old chunk
+	origin bool        // made for an origin write, which goes on whatever happens
 
 	ready bool  // filled or given up; guarded by mu of the snapshot
 	gone  error // why it is given up; guarded by mu of the snapshot
@@ -28,17 +30,18 @@ type unit struct {
 	one [1]exception // of es, if it is the only one
 }
 
-func newUnit() *unit {
-	u := &unit{done: make(chan struct{})}
+func newUnit(origin bool) *unit {
+	u := &unit{origin: origin, done: make(chan struct{})}
 	u.es = u.one[:0]
 	return u
 }
 
 // claim finds, for the chunks from first to last, who has to act: it allots the
 // chunks that nobody has yet as one unit of the caller, and lists the units of
-// others to wait for. full is the error when the COW device had no room for all
-// of them; own then has those before.
-func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit, full error) {
+// others to wait for. origin says that the caller writes to the origin. full is
+// the error when the COW device had no room for all of them; own then has those
+// before.
+func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for at := first; at <= last; {
@@ -63,7 +66,7 @@ func (s *snapshot) claim(c *core, first, last Chunk) (own *unit, others []*unit,
 				return own, others, err
 			}
 			if own == nil {
-				own = newUnit()
+				own = newUnit(origin)
 				s.queue = append(s.queue, own)
 			}
 			own.es = append(own.es, exception{at, to})
@@ -89,10 +92,10 @@ func (s *snapshot) allotLocked(c *core) (Chunk, error) {
 // (rule 1). Requests that finish together share the barriers: one of them
 // commits for all.
 //
-// A copy that failed makes the snapshot invalid; one that was broken off, as
-// its device stopped waiting, only gives its chunks up.
+// A copy that failed makes the snapshot invalid; one that was broken off only
+// gives its chunks up.
 func (s *snapshot) finish(c *core, u *unit, err error) error {
-	if err != nil && !brokenOff(err) {
+	if err != nil && !u.survives(err) {
 		s.invalidate(err)
 	}
 	s.mu.Lock()
@@ -118,6 +121,14 @@ func (s *snapshot) finish(c *core, u *unit, err error) error {
 // device.
 func brokenOff(err error) bool {
 	return errors.Is(err, blockdev.ErrInterrupted) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// survives tells whether the snapshot is as good as before when the unit ends
+// with err: when somebody gave up waiting for a device, and when a write to the
+// snapshot finds the disk below the COW device full. That is the writer's error
+// and nothing else; an origin write, though, goes on.
+func (u *unit) survives(err error) bool {
+	return brokenOff(err) || (!u.origin && blockdev.Kind(err) == blockdev.ErrNoSpace && !errors.Is(err, errFlush))
 }
 
 // leadFor is how long a leader goes on after its own unit is done, before it
@@ -174,7 +185,7 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 			es = append(es, u.es...)
 		}
 	}
-	done, err := s.record(c, es)
+	done, err := s.record(c, es, batch)
 
 	s.mu.Lock()
 	c.table.insert(es[:done])
@@ -211,15 +222,20 @@ func (s *snapshot) endLocked(c *core, u *unit, done *int, err error) {
 
 // record writes the exceptions to the store. Nothing counts any more when the
 // snapshot has become invalid.
-func (s *snapshot) record(c *core, es []exception) (done int, err error) {
+func (s *snapshot) record(c *core, es []exception, batch []*unit) (done int, err error) {
 	if s.health.settled() {
 		return 0, ErrInvalidSnapshot
 	}
 	if len(es) == 0 {
 		return 0, nil
 	}
-	done, err = c.store.commit(s.cow, es)
-	if err != nil && !brokenOff(err) {
+	if done, err = c.store.commit(s.cow, es); err == nil && s.diskFull.Load() {
+		s.diskFull.Store(false)
+	}
+	if err != nil && !slices.ContainsFunc(batch, func(u *unit) bool { return !u.survives(err) }) {
+		return done, err
+	}
+	if err != nil {
 		s.invalidate(fmt.Errorf("writing exceptions: %w", err))
 	}
 	if s.health.settled() {

@@ -189,3 +189,20 @@ func (s *snapshot) markSidecar(why error) {
 		s.log().WithError(err).Error("the sidecar of the COW device cannot be marked invalid: do not use the COW device again")
 	}
 }
+
+// clearSidecar takes away a mark that was left by another store: the COW file
+// was blank and has a new store now.
+func (s *snapshot) clearSidecar() {
+	file := s.cowFile()
+	if file == "" {
+		return
+	}
+	side, err := ReadSidecar(file)
+	if err != nil || side.Invalid == nil {
+		return
+	}
+	side.Invalid = nil
+	if err := WriteSidecar(file, side); err != nil {
+		s.log().WithError(err).Warn("the sidecar still says that the snapshot is invalid, which was another store")
+	}
+}

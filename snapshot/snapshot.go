@@ -40,6 +40,7 @@ type snapshot struct {
 	copier copier
 
 	active    atomic.Bool // resumed once: origin writes make copies
+	diskFull  atomic.Bool // an event told so
 	suspended bool        // between Postsuspend and Resume; guarded by o.mu
 
 	mu      sync.Mutex
@@ -171,6 +172,9 @@ func (s *snapshot) openStore(create bool) error {
 	if !usable {
 		s.health.setInvalid()
 		s.log().Warn("the store is marked invalid")
+	}
+	if st.created {
+		s.clearSidecar()
 	}
 	s.setCore(st, t)
 	return nil

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -10,6 +11,10 @@ import (
 // writer it is EIO, as from the kernel (dm-snap.c): the device that is written
 // to is not full.
 var ErrFull = fmt.Errorf("%w: no space on the COW device", blockdev.ErrIO)
+
+// errFlush marks the error of a flush: what was written before may be lost, now
+// or later.
+var errFlush = errors.New("flush of the COW device")
 
 // store allots the chunks of a COW device and keeps the list of exceptions: in
 // memory only (transient) or on the COW device (persistent).

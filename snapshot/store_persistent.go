@@ -21,6 +21,8 @@ type persistent struct {
 	hooks Hooks
 	unit  int64 // bytes of metadata written at once: a logical block of the COW
 
+	created bool // there was no store before
+
 	nextFree Chunk  // guarded by mu of the snapshot
 	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
 
@@ -171,7 +173,7 @@ func (s *persistent) commitToArea(cow blockdev.Device, es []exception, data bool
 	}
 	if ((data && !s.hooks.NoDataFlush) || zeroed) && !s.hooks.NoAreaFlush {
 		if err := cow.Flush(); err != nil { // barrier: data and zeros before the exceptions
-			return err
+			return fmt.Errorf("%w: %w", errFlush, err)
 		}
 	}
 	if err := s.writeEntries(cow, es); err != nil { // barrier: exceptions before anybody is let through

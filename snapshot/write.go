@@ -48,12 +48,13 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 		if err := s.waitRoom(ctx); err != nil {
 			return err
 		}
-		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1))
+		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1), false)
 		if full != nil {
 			s.noSpace(full)
 		}
 		if own != nil {
 			if err := s.finish(c, own, s.fill(c, own, w, off, n)); err != nil {
+				s.noteSpace(err)
 				return err
 			}
 		}
@@ -84,6 +85,15 @@ func (s *snapshot) noSpace(why error) {
 		return
 	}
 	s.invalidate(why)
+}
+
+// noteSpace raises an event when the disk below the COW device is full, once
+// until a copy has succeeded.
+func (s *snapshot) noteSpace(err error) {
+	if blockdev.Kind(err) == blockdev.ErrNoSpace && !s.diskFull.Swap(true) {
+		s.log().WithError(err).Error("the disk below the COW device is full")
+		s.env.Event()
+	}
 }
 
 // writeMapped writes n bytes at off to chunks that have an exception, but for
