@@ -79,6 +79,25 @@ func attrs(m *Manager) string {
 	return b.String()
 }
 
+// The opens of a deferred remove end with the daemon that was killed.
+func TestRestore_EndsADeferredRemove(t *testing.T) {
+	x := newMachine(t)
+	m, _ := x.start()
+	d := mustCreate(t, m, "d", "0 8 zero")
+	if err := d.Open(false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Remove(limit(t), ByName("d"), RemoveOptions{Deferred: true}); err != nil {
+		t.Fatal(err)
+	}
+	kill(m)
+	m, _ = x.start()
+	m.wg.Wait()
+	if n := len(m.Devices()); n != 0 {
+		t.Errorf("%d devices are left", n)
+	}
+}
+
 // The record of a new live table is there before its first request: a kill at
 // any moment finds the table that the data was written through.
 func TestRestore_RecordBeforeTheFirstRequest(t *testing.T) {

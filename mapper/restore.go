@@ -28,7 +28,8 @@ func (p RestoreProblem) Error() string {
 // made and resumed first, those of lower devices before those above them, so
 // that every snapshot is there before the first write to its origin.
 //
-// A device that cannot be brought back exists, has its size and its table line,
+// A device whose removal waited for its last close is removed when no table
+// uses it. A device that cannot be brought back exists, has its size and its table line,
 // and answers every request with an I/O error; the others are not affected. The
 // error of Restore is for a state directory that cannot be read at all, or a
 // context that ended.
@@ -60,6 +61,11 @@ func (m *Manager) Restore(ctx context.Context) ([]RestoreProblem, error) {
 	for _, e := range r.entries {
 		r.restoreGuards(e)
 		r.finish(e)
+	}
+	for _, e := range r.entries { // whoever had it open was cut off with the old daemon
+		e.dev.mu.Lock()
+		e.dev.closedLocked()
+		e.dev.mu.Unlock()
 	}
 	return r.problems, ctxError(ctx)
 }
