@@ -110,6 +110,12 @@ race: ## race detector over the unit tests, and over a daemon under load
 	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'KillUnderLoad|KillDuring' ./tests/crash || rc=$$?
 	exit $$rc
 
+# GOMAXPROCS=1  test and daemon run one goroutine at a time: some ways to lock up
+#               against the kernel show only then
+.PHONY: one-cpu
+one-cpu: ## what a device file does, with one processor
+	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount
+
 # Each fuzz target for FUZZTIME; go test takes one target at a time.
 FUZZTIME ?= 10s
 .PHONY: fuzz
