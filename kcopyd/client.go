@@ -75,6 +75,7 @@ type Client struct {
 	spread    segList  // being written; destinations from seg.nextDest on want a worker
 	ready     segList  // WriteSeq: may be written now
 	freeSegs  *segment // to be used again
+	data      dataRun  // of the source that was scanned last
 	seq       uint64   // submissions so far
 	prepared  int      // made, not used
 	starved   bool     // the head of queue waits for buffers

@@ -38,6 +38,7 @@
 //     (Drain and Close included), which would be waiting for itself.
 //  6. Holes of the source (see [blockdev.Extenter]) are not read: the same
 //     range of the destinations is made to read as zeros, if possible as holes.
+//     Where data was found it is taken for data for some requests more.
 //     A hole that somebody fills while the request runs may be copied as it was:
 //     keeping writers away is the caller's matter, as with any other data.
 //  7. With WriteSeq the writes to each destination are issued in rising order,

@@ -109,6 +109,52 @@ func TestHoles_ReadErrorBesideThem(t *testing.T) {
 	mustCopy(t, c, Region{src, 0, 512}, Region{dst, 0, 512})
 }
 
+// questions counts the questions for holes.
+type questions struct {
+	*blockdev.Mem
+	n *int
+}
+
+func (a questions) Extent(off int64) (int64, bool, error) {
+	*a.n++
+	return a.Mem.Extent(off)
+}
+
+// TestHoles_DataIsRemembered for some requests, a hole never: between two of
+// them the caller may fill it.
+func TestHoles_DataIsRemembered(t *testing.T) {
+	const n, run = 1024, 512
+	src := questions{holey(t, n, blockdev.Range{Count: run}), new(int)}
+	dst := filled(t, garbageSeed, n)
+	c := newClient(t, Options{})
+	for range 2 * dataRunUses {
+		mustCopy(t, c, Region{src, 8, 8}, Region{dst, 8, 8})
+	}
+	if *src.n != 2 && *src.n != 3 {
+		t.Errorf("asked %d times in %d requests", *src.n, 2*dataRunUses)
+	}
+
+	mustCopy(t, c, Region{src, 0, n}, Region{dst, 0, n}) // the run ends inside
+	checkHoley(t, dst, 0, n, blockdev.Range{Count: run})
+	check(t, devtest.Fill(src, sourceSeed, run, run))
+	mustCopy(t, c, Region{src, 0, n}, Region{dst, 0, n})
+	check(t, devtest.Check(dst, sourceSeed, 0, n))
+
+	check(t, src.Zero(0, n*512, true)) // was data
+	mustCopy(t, c, Region{src, 0, n}, Region{dst, 0, n})
+	check(t, devtest.CheckZero(dst, 0, n))
+
+	// Another source has holes of its own.
+	other := questions{holey(t, n), new(int)}
+	check(t, devtest.Fill(src, sourceSeed, 0, n))
+	mustCopy(t, c, Region{src, 0, n}, Region{dst, 0, n})
+	mustCopy(t, c, Region{other, 0, n}, Region{dst, 0, n})
+	if *other.n != 1 || c.Stats().BytesZeroed == 0 {
+		t.Errorf("the other source was asked %d times", *other.n)
+	}
+	check(t, devtest.CheckZero(dst, 0, n))
+}
+
 // strange answers questions for holes as it likes.
 type strange struct {
 	*blockdev.Mem

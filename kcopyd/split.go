@@ -40,7 +40,7 @@ func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
 	if j == nil || c.starved {
 		return nil, nil
 	}
-	if j.progress == j.runEnd {
+	if j.progress == j.runEnd && !c.knownDataLocked(j) {
 		c.queue.remove(j)
 		j.scanning = true
 		return nil, j
@@ -81,7 +81,9 @@ func (c *Client) nextSegmentLocked() (seg *segment, scan *Job) {
 func (c *Client) scan(j *Job) {
 	at := j.progress // nobody hands out segments while scanning
 	left := (j.total - at).Bytes()
-	length, hole, err := blockdev.Extent(j.from.Dev, (j.from.Start + at).Bytes())
+	off := (j.from.Start + at).Bytes()
+	length, hole, err := blockdev.Extent(j.from.Dev, off)
+	data := int64(0)
 	var n blockdev.Sector
 	switch {
 	case err != nil || length <= 0:
@@ -92,10 +94,12 @@ func (c *Client) scan(j *Job) {
 	case hole:
 		n = blockdev.SectorsIn(min(length, left))
 	default:
+		data = length
 		length = min(length, left)
 		n = blockdev.SectorsIn(length + blockdev.SectorSize - 1)
 	}
 	c.mu.Lock()
+	c.rememberLocked(j.from.Dev, off, data)
 	j.runEnd, j.runHole = at+n, hole
 	j.scanning = false
 	if j.moreLocked() {
