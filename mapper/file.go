@@ -74,7 +74,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // shrunk says whether a request failed because the table was swapped for a
 // shorter one while it was on its way: it has a new end to be cut at.
 func (d *Device) shrunk(err error, p []byte, off int64) bool {
-	return blockdev.Kind(err) == blockdev.ErrRange && off+int64(len(p)) > d.Size()
+	return blockdev.Kind(err) == blockdev.ErrRange && int64(len(p)) > d.Size()-off
 }
 
 // WriteAt writes like a file of fixed size: at or after the end

@@ -59,7 +59,7 @@ func (d *Device) readOnce(ctx context.Context, p []byte, off int64) (done int, e
 		return 0, err
 	}
 	defer d.end()
-	if off+int64(len(p)) > t.size {
+	if off < 0 || int64(len(p)) > t.size-off {
 		return 0, d.pastEnd("read", off, int64(len(p)))
 	}
 	for done < len(p) {
@@ -93,7 +93,7 @@ func (d *Device) writeOnce(ctx context.Context, p []byte, off int64, fua bool) (
 	if t.readOnly {
 		return 0, d.errReadOnly()
 	}
-	if off+int64(len(p)) > t.size {
+	if off < 0 || int64(len(p)) > t.size-off {
 		return 0, d.pastEnd("write", off, int64(len(p)))
 	}
 	for done < len(p) {
@@ -168,7 +168,7 @@ func (d *Device) piecesOnce(ctx context.Context, op string, off, n int64, write 
 	switch {
 	case write && t.readOnly:
 		return 0, d.errReadOnly()
-	case off < 0 || off+n > t.size:
+	case off < 0 || n > t.size-off:
 		return 0, d.pastEnd(op, off, n)
 	case op == "discard" && !t.discards:
 		return 0, blockdev.ErrUnsupported
