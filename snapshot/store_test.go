@@ -106,7 +106,16 @@ func TestPersistent_EveryChunkSize(t *testing.T) {
 	for chunk := blockdev.Sector(1); chunk <= MaxChunkSize; chunk *= 2 {
 		t.Run(fmt.Sprint(uint64(chunk)), func(t *testing.T) {
 			cow := blockdev.NewMem((chunk * 8).Bytes())
+			for _, at := range []blockdev.Sector{1, chunk, chunk + chunk/2, 2*chunk - 1} { // old data
+				put(t, cow, bytes.Repeat([]byte{0xcc}, 512), at.Bytes())
+			}
+			put(t, cow, make([]byte, 512), 0)
 			s := openP(t, chunk, cow).(*persistent)
+			for at := chunk; at < 2*chunk; at += max(1, chunk/2) {
+				if err := devtest.CheckZero(cow, at, 1); err != nil {
+					t.Errorf("old data in the area: %v", err)
+				}
+			}
 			var es []exception
 			for i := range 4 {
 				c, err := s.prepare(cow.Size())
