@@ -47,7 +47,7 @@ func TestConformance_FioVerify(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := []string{"--name=v", "--filename=" + m.path("vol"), "--size=16M", "--io_size=16M", "--allow_file_create=0", "--fallocate=none",
-				"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--group_reporting", "--randrepeat=0"}
+				"--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1", "--do_verify=1", "--group_reporting", "--randrepeat=0"}
 			run(t, "fio", append(all, strings.Fields(args)...)...)
 		})
 	}
