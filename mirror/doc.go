@@ -1,0 +1,74 @@
+// Package mirror has the target mirror: several legs that hold the same data,
+// with a log of the regions that may differ, in the kernel's own format
+// (kernel: dm-raid1.c, dm-log.c, dm-region-hash.c).
+//
+// # Words
+//
+// A leg is a lower device and an offset. A region is the unit of the log: a
+// power of two of sectors, counted from the start of the target. A region is in
+// sync when all legs hold the same data as far as anybody reads, dirty when
+// writes to it may have reached some legs and not others, nosync when the legs
+// are known to differ, recovering while the source leg is copied to the others.
+// The default leg is the one that counts where legs differ; it is leg 0 until it
+// fails. A mark says that a leg had an error of some type. A write is held when
+// it can be answered neither with success nor with failure yet.
+//
+// # Rules
+//
+//  1. The dirty bit of a region is durable on the log device before any leg is
+//     touched (promise 4). Writes that come together share one write of the
+//     log.
+//  2. A bit is set to clean only after all legs were flushed, with no write to
+//     the region from before that flush until the bit is set.
+//  3. A region that was recovered is dirty, on the disk, until rule 2 makes it
+//     clean: what was copied is durable first.
+//  4. A write to a region that is in sync goes to all legs, and the region is out
+//     of sync, in memory and on the disk, before a write that failed on some
+//     leg is answered.
+//  5. A write to a region that is not in sync goes to the default leg, one to a
+//     recovering region waits for the end of the recovery.
+//  6. Regions out of sync are read from the default leg only; others from any
+//     leg without a mark.
+//  7. A region that fell out of sync in the life of a target stays so until it
+//     was recovered, whatever the table says at the next resume.
+//
+// # Region states
+//
+//	not in the table  in sync, or out of sync, as the log says
+//	dirty             in sync; bit 0 on the disk. Writes pending, or idle and
+//	                  waiting for rule 2
+//	nosync            out of sync, writes to the default leg pending
+//	recovering        out of sync, chosen; waiting for its pending writes, then
+//	                  being copied
+//
+//	in sync --first write--> dirty --idle, legs flushed--> in sync
+//	dirty --write fails on a leg, or a flush does--> out of sync
+//	out of sync --chosen--> recovering --copied--> dirty (idle)
+//	recovering --copy fails, or a write does--> out of sync
+//
+// # Differences from the kernel
+//
+// Bits are cleared when a region was idle for a moment, not at once. Only the
+// blocks of the log that changed are written. Several regions are recovered at
+// a time, neighbours in one copy. Regions that fell out of sync or could not be
+// recovered are tried again later without a resume, if the default leg can be
+// trusted. Reads are spread over the legs, unless the table says nosync: then
+// nobody has ever made them equal. When a flush fails, all regions with writes
+// since the last good flush fall out of sync; the kernel only stops clearing
+// their bits. Held writes go on when the mirror is in sync again. A read-only
+// table neither recovers nor writes its log.
+//
+// # Locks
+//
+//	mirror.mu    regions, recovery, marks, held writes
+//	  dirtyLog.mu  bits, what of them is to be written
+//
+// Neither is held during I/O. The reader takes none. Env.Event is called with
+// mirror.mu or dirtyLog.mu held.
+//
+// # Failure
+//
+// Errors of legs are answered by the table in docs/targets/mirror.md, by the
+// features handle_errors and keep_log. A log that fails stays failed until the
+// table is replaced.
+package mirror

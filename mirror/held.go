@@ -1,0 +1,80 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+// hold is a write that waits for somebody to repair the mirror.
+type hold struct{ since time.Time }
+
+// hold waits until the mirror is in sync again, which is no error: the write
+// has to be done again. A suspend ends the wait, and a suspended mirror holds
+// nothing (kernel: hold_bio).
+func (m *mirror) hold(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.heldLocked(); err != nil {
+		return err
+	}
+	h := &hold{since: time.Now()}
+	m.held[h] = struct{}{}
+	defer delete(m.held, h)
+	limit := m.policies.HoldTime
+	released := m.released
+	m.mu.Unlock()
+	err := waitLimit(ctx, released, limit)
+	m.mu.Lock()
+	if err != nil {
+		return err
+	}
+	return m.heldLocked()
+}
+
+// heldLocked is the answer to a held write while the mirror is suspended, nil
+// while it is not.
+func (m *mirror) heldLocked() error {
+	switch {
+	case !m.suspended:
+		return nil
+	case m.noflush:
+		return target.ErrRequeue
+	}
+	return fmt.Errorf("%w: mirror: a held write, and the device is suspended", blockdev.ErrIO)
+}
+
+// releaseLocked lets held writes look again.
+func (m *mirror) releaseLocked() {
+	close(m.released)
+	m.released = make(chan struct{})
+}
+
+// waitLimit waits for a channel to be closed; a limit of 0 is none.
+func waitLimit(ctx context.Context, done <-chan struct{}, limit time.Duration) error {
+	var late <-chan time.Time
+	if limit > 0 {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
+	case <-late:
+		return fmt.Errorf("%w: mirror: a write was held for %v", blockdev.ErrIO, limit)
+	}
+}
+
+// ended is the error of a wait that its caller gave up.
+func ended(ctx context.Context) error {
+	if ctx.Err() == context.DeadlineExceeded {
+		return fmt.Errorf("%w: mirror: waiting", blockdev.ErrTimeout)
+	}
+	return fmt.Errorf("%w: mirror: waiting", blockdev.ErrInterrupted)
+}

@@ -1,0 +1,85 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// Message knows, beyond the kernel, which has no messages for mirrors:
+//
+//	throttle PERCENT        the share of the time for recovery
+//	policy [KEY=VALUE...]   changes policies, and prints them
+//	report                  a [Report] as JSON
+//	recover                 regions out of sync are tried now
+func (m *mirror) Message(_ context.Context, words []string) (string, error) {
+	if len(words) == 0 {
+		return "", fmt.Errorf("%w: mirror: no message", blockdev.ErrInvalid)
+	}
+	verb, args := words[0], words[1:]
+	switch {
+	case verb == "throttle" && len(args) == 1:
+		return "", m.changePolicies([]string{"throttle=" + args[0]})
+	case verb == "policy":
+		err := m.changePolicies(args)
+		if err != nil {
+			return "", err
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.policies.String(), nil
+	case verb == "report" && len(args) == 0:
+		b, err := json.Marshal(m.Report())
+		return string(b), err
+	case verb == "recover" && len(args) == 0:
+		return "", m.recoverNow()
+	}
+	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT, policy [KEY=VALUE...], report or recover", blockdev.ErrInvalid, strings.Join(words, " "))
+}
+
+// changePolicies changes all of them or none.
+func (m *mirror) changePolicies(words []string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.policies
+	for _, w := range words {
+		k, v, ok := strings.Cut(w, "=")
+		if !ok {
+			return fmt.Errorf("%w: mirror: %q is no KEY=VALUE", blockdev.ErrInvalid, w)
+		}
+		if err := p.set(k, v); err != nil {
+			return err
+		}
+	}
+	if len(words) > 0 {
+		m.setPolicies(p)
+		m.throttle.Set(p.Throttle)
+		m.releaseLocked()
+		m.loops.wake(loopRecover)
+	}
+	return nil
+}
+
+// setPolicies takes policies into use. The caller holds m.mu, or is alone.
+func (m *mirror) setPolicies(p Policies) {
+	m.policies = p
+	m.balanced.Store(p.ReadBalance == ReadLoad)
+}
+
+// recoverNow begins another pass over the regions that are out of sync.
+func (m *mirror) recoverNow() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.rec.on {
+		return fmt.Errorf("%w: mirror: suspended or read-only", blockdev.ErrBusy)
+	}
+	if l := m.defaultLeg(); l.has(writeError | flushError) {
+		return fmt.Errorf("%w: mirror: the default leg %s lacks writes that were answered; suspend and resume to take it as it is", blockdev.ErrInvalid, l.dev.Name())
+	}
+	m.rec.pos, m.rec.retry = 0, true
+	m.loops.wake(loopRecover)
+	return nil
+}

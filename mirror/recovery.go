@@ -1,0 +1,242 @@
+package mirror
+
+import (
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/kcopyd"
+)
+
+// runBytes is how much of neighbouring small regions one copy takes.
+const runBytes = 1 << 20
+
+// recovery brings regions back in sync: a pass over all regions at resume, and
+// later passes over those that are out of sync then. Guarded by mirror.mu.
+type recovery struct {
+	on     bool      // between resume and suspend
+	pos    Region    // the pass got so far
+	retry  bool      // this pass is a later one
+	next   time.Time // of the next pass; zero: none is due
+	active int       // runs under way
+	solo   []Region  // recovering, to be copied one by one
+	none   chan struct{}
+}
+
+// run is a copy of neighbouring regions, all recovering.
+type run struct {
+	first Region
+	n     Region
+	src   int  // leg
+	retry bool // in a later pass
+}
+
+// recoverStep starts copies as far as there may be some, notices that the mirror
+// is in sync, and says how long there is nothing to do; below 0: until it is
+// woken. The loop calls it; tests do by hand.
+func (m *mirror) recoverStep(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.rec.on {
+		return -1
+	}
+	for m.rec.active < m.o.Parallel && m.startRunLocked() {
+	}
+	m.noticeSyncLocked()
+	if m.dirty.complete() || m.rec.active > 0 || m.policies.Retry == 0 {
+		m.rec.next = time.Time{}
+		return -1
+	}
+	if m.rec.next.IsZero() {
+		m.rec.next = now.Add(m.policies.Retry)
+	}
+	if d := m.rec.next.Sub(now); d > 0 {
+		return d
+	}
+	m.rec.next = time.Time{}
+	if l := m.defaultLeg(); !l.has(writeError | flushError) {
+		// Otherwise it may lack what was answered, and must not win while
+		// somebody could still repair it.
+		m.rec.pos, m.rec.retry = 0, true
+	}
+	return 0
+}
+
+// noticeSyncLocked ends a recovery: all marks are forgotten
+// (kernel: do_recovery).
+func (m *mirror) noticeSyncLocked() {
+	if m.inSync || !m.dirty.complete() {
+		return
+	}
+	m.inSync, m.flushFailure = true, false
+	m.clearMarksLocked()
+	m.env.Event()
+	m.releaseLocked()
+}
+
+// startRunLocked takes the next regions out of sync and copies them, at once or
+// when their writes have ended.
+func (m *mirror) startRunLocked() bool {
+	r := run{src: int(m.def.Load()), retry: m.rec.retry, n: 1}
+	if k := len(m.rec.solo); k > 0 {
+		r.first = m.rec.solo[0]
+		m.rec.solo = m.rec.solo[1:]
+		m.rec.active++
+		m.copyLocked(&r)
+		return true
+	}
+	for {
+		first, ok := m.dirty.nextUnsynced(m.rec.pos)
+		if !ok {
+			m.rec.pos = m.dirty.n
+			return false
+		}
+		m.rec.pos = first + 1
+		if m.freeLocked(first) {
+			r.first = first
+			break
+		}
+	}
+	m.rec.active++
+	if e := m.regions[r.first]; e != nil {
+		e.state, e.done, e.run, e.failed = stateRecovering, make(chan struct{}), &r, false
+		return true
+	}
+	for m.rec.pos < m.dirty.n && int64(r.n+1)*m.region <= runBytes && m.regions[m.rec.pos] == nil && !m.dirty.inSync(m.rec.pos) {
+		r.n++
+		m.rec.pos++
+	}
+	for i := range r.n {
+		m.regions[r.first+i] = &entry{state: stateRecovering, done: make(chan struct{})}
+	}
+	m.copyLocked(&r)
+	return true
+}
+
+// drainedLocked goes on with a region whose writes have ended.
+func (m *mirror) drainedLocked(e *entry) {
+	r := e.run
+	e.run = nil
+	if e.failed || !m.rec.on {
+		m.finishLocked(r, false, false)
+		return
+	}
+	m.copyLocked(r)
+}
+
+// copyLocked copies the regions of a run.
+func (m *mirror) copyLocked(r *run) {
+	start := m.regionStart(r.first)
+	count := blockdev.SectorsIn(min(int64(r.n)*m.region, m.length-start))
+	at := func(i int) kcopyd.Region {
+		l := m.legs[i]
+		return kcopyd.Region{Dev: window{l}, Start: blockdev.SectorsIn(l.offset + start), Count: count}
+	}
+	var dests []kcopyd.Region
+	for i := range len(m.legs) - 1 {
+		dests = append(dests, at(without(i, r.src)))
+	}
+	var flags kcopyd.Flags
+	if m.kernelRule(r) {
+		flags = kcopyd.IgnoreError
+	}
+	var job *kcopyd.Job
+	ready := make(chan struct{})
+	job = m.copier.Copy(at(r.src), dests, flags, func(readErr bool, writeErr uint64) {
+		<-ready
+		m.copied(r, readErr, writeErr, job)
+	})
+	close(ready)
+}
+
+// kernelRule tells whether a failing copy counts as a good one, as it does
+// without handle_errors in the pass after a resume.
+func (m *mirror) kernelRule(r *run) bool { return !m.params.handleErrors && !r.retry && r.n == 1 }
+
+// copied is told how a copy ended.
+func (m *mirror) copied(r *run, readErr bool, writeErr uint64, job *kcopyd.Job) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ok := !readErr && writeErr == 0
+	if !ok && m.rec.on && r.n > 1 {
+		// One by one, to find out which region it is.
+		for i := range r.n {
+			m.rec.solo = append(m.rec.solo, r.first+i)
+		}
+		m.endRunLocked()
+		return
+	}
+	if !ok && r.n == 1 {
+		m.copyFailedLocked(r, readErr, writeErr, job.Err())
+	}
+	m.finishLocked(r, ok, r.n == 1)
+}
+
+// copyFailedLocked marks the legs that a copy failed on.
+func (m *mirror) copyFailedLocked(r *run, readErr bool, writeErr uint64, why error) {
+	mask := spread(writeErr&(1<<(len(m.legs)-1)-1), r.src)
+	if readErr {
+		mask |= 1 << r.src
+	}
+	for i, l := range m.legs {
+		if mask>>i&1 == 1 && (!r.retry || l.ok()) {
+			m.failLegLocked(i, syncError, why)
+		}
+	}
+	if r.retry {
+		m.rec.pos = m.dirty.n // no use to try the others now
+	}
+}
+
+// finishLocked ends a run: its regions are in sync, or not, and writes that
+// waited for them go on. A copy that was tried and failed may count as good by
+// the kernel's rule.
+func (m *mirror) finishLocked(r *run, ok, tried bool) {
+	for i := range r.n {
+		x := r.first + i
+		e := m.regions[x]
+		done := e.done
+		switch {
+		case ok:
+			m.dirty.setSync(x, true)
+			e.state, e.seq, e.copied, e.done = stateDirty, m.dirty.last(), true, nil
+			m.idleLocked(x, e)
+		case tried && m.kernelRule(r):
+			m.dirty.setSync(x, true)
+			m.differ.Store(true)
+			delete(m.regions, x)
+		default:
+			delete(m.regions, x)
+		}
+		close(done)
+	}
+	m.endRunLocked()
+}
+
+func (m *mirror) endRunLocked() {
+	m.rec.active--
+	if m.rec.active == 0 && m.rec.none != nil {
+		close(m.rec.none)
+		m.rec.none = nil
+	}
+	m.loops.wake(loopRecover)
+}
+
+// stopRecoveryLocked starts no more copies. The channel is closed when those
+// under way have ended.
+func (m *mirror) stopRecoveryLocked() <-chan struct{} {
+	m.rec.on = false
+	for _, x := range m.rec.solo {
+		m.rec.active++
+		m.finishLocked(&run{first: x, n: 1}, false, false)
+	}
+	m.rec.solo = nil
+	none := make(chan struct{})
+	if m.rec.active == 0 {
+		close(none)
+		return none
+	}
+	if m.rec.none == nil {
+		m.rec.none = none
+	}
+	return m.rec.none
+}

@@ -1,0 +1,213 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+// change is what a write does to n bytes at off of the target, on one leg.
+type change func(l *leg, off, n int64) error
+
+// Write writes to all legs, or as far as the regions are out of sync to the
+// default leg.
+func (m *mirror) Write(ctx context.Context, p []byte, off int64, fua bool) error {
+	off -= m.start
+	// Once begun, the legs get it all: a write that is cut short on one of them
+	// would make them differ.
+	return m.update(ctx, off, int64(len(p)), func(l *leg, at, n int64) error {
+		return target.WriteLower(context.WithoutCancel(ctx), l.dev, p[at-off:at-off+n], l.offset+at, fua)
+	})
+}
+
+// Zero zeroes as a write would. A leg that cannot is sent zeros.
+func (m *mirror) Zero(ctx context.Context, off, n int64, unmap bool) error {
+	return m.update(ctx, off-m.start, n, func(l *leg, at, n int64) error {
+		ctx := context.WithoutCancel(ctx)
+		err := target.ZeroLower(ctx, l.dev, l.offset+at, n, unmap)
+		if err == nil || blockdev.Kind(err) != blockdev.ErrUnsupported {
+			return err
+		}
+		for ; n > 0; at, n = at+min(n, int64(len(zeros))), n-min(n, int64(len(zeros))) {
+			if err := target.WriteLower(ctx, l.dev, zeros[:min(n, int64(len(zeros)))], l.offset+at, false); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// zeros are written where a leg cannot zero. Nothing ever changes them.
+var zeros [64 << 10]byte
+
+// update does a change, region by region where their states differ.
+func (m *mirror) update(ctx context.Context, off, n int64, do change) error {
+	for n > 0 {
+		p, err := m.enter(ctx, off, n)
+		if err != nil {
+			return err
+		}
+		again, err := m.issue(ctx, p, do)
+		if err != nil {
+			return err
+		}
+		if again {
+			continue
+		}
+		off, n = off+p.n, n-p.n
+	}
+	return nil
+}
+
+// issue does the change of a piece and leaves its regions. It says whether the
+// piece has to be done again from the beginning, after it was held.
+func (m *mirror) issue(ctx context.Context, p piece, do change) (again bool, err error) {
+	if p.class == classNosync {
+		return m.issueNosync(ctx, p, do)
+	}
+	var logErr error
+	if !m.o.Hooks.NoLogWait {
+		logErr = m.dirty.commit(p.seq)
+	}
+	if m.logStops(logErr) {
+		return m.failed(ctx, p, logErr, false)
+	}
+	mask, first := m.onLegs(func(l *leg) error { return do(l, p.off, p.n) })
+	if mask == 0 {
+		m.leave(p)
+		return false, nil
+	}
+	if p.last > p.first {
+		return m.issueEach(ctx, p, do)
+	}
+	m.failLegs(mask, writeError, first)
+	return m.failed(ctx, p, first, true)
+}
+
+// issueEach does a piece again, region by region, to find out which of them
+// fails: the others stay in sync.
+func (m *mirror) issueEach(ctx context.Context, p piece, do change) (again bool, err error) {
+	for r := p.first; r <= p.last; r++ {
+		q := p
+		q.first, q.last = r, r
+		q.off = max(p.off, m.regionStart(r))
+		q.n = min(p.off+p.n, m.regionStart(r+1)) - q.off
+		q.seq = 0 // committed
+		a, e := m.issue(ctx, q, do)
+		again = again || a
+		if err == nil {
+			err = e
+		}
+	}
+	return again, err
+}
+
+// issueNosync writes to the default leg. Its errors are no failures of a leg.
+func (m *mirror) issueNosync(ctx context.Context, p piece, do change) (again bool, err error) {
+	m.mu.Lock()
+	stop := m.legFailure && m.params.handleErrors && !m.params.keepLog
+	m.mu.Unlock()
+	if stop {
+		return m.failed(ctx, p, nil, true)
+	}
+	err = do(m.defaultLeg(), p.off, p.n)
+	m.leave(p)
+	return false, err
+}
+
+// logStops notes an error of the log and tells whether no leg may be written.
+func (m *mirror) logStops(err error) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		m.logFailure = true
+	}
+	return m.logFailure && m.params.handleErrors && m.policies.LogFailure == LogHold
+}
+
+// failed answers a write that was issued and failed on a leg, or was not as
+// there is no log, and leaves its regions (kernel: do_failures).
+func (m *mirror) failed(ctx context.Context, p piece, why error, issued bool) (again bool, err error) {
+	if !issued {
+		defer m.leave(p) // it may still come: the regions stay dirty
+		return m.answer(ctx, why)
+	}
+	m.mu.Lock()
+	m.inSync = false
+	for r := p.first; r <= p.last; r++ {
+		m.loseLocked(r)
+	}
+	// What is held is written again from the beginning: it does not keep the
+	// regions from being recovered.
+	m.leaveLocked(p)
+	m.mu.Unlock()
+	return m.answer(ctx, why)
+}
+
+// logLocked tells whether the log has failed, where that matters.
+func (m *mirror) logLocked() bool { return m.logFailure && m.policies.LogFailure == LogHold }
+
+// answer decides what the caller of a failed write or flush gets: an error,
+// success, or nothing yet.
+func (m *mirror) answer(ctx context.Context, why error) (again bool, err error) {
+	m.mu.Lock()
+	dead := m.valid() < 0 || m.params.keepLog && m.logLocked()
+	m.mu.Unlock()
+	switch {
+	case dead:
+		return false, m.ioError(why)
+	case m.params.handleErrors && !m.params.keepLog:
+		err := m.hold(ctx)
+		return err == nil, err
+	}
+	return false, nil
+}
+
+func (m *mirror) ioError(why error) error {
+	if why == nil {
+		return fmt.Errorf("%w: no leg of the mirror is left", blockdev.ErrIO)
+	}
+	return fmt.Errorf("%w: mirror: %v", blockdev.ErrIO, why)
+}
+
+// Flush writes what the log has to say and flushes all legs.
+func (m *mirror) Flush(ctx context.Context) error {
+	for {
+		err := m.dirty.commit(m.dirty.last())
+		stopped := m.logStops(err)
+		if !stopped {
+			var mask uint64
+			if mask, err = m.flushLegs(); mask == 0 {
+				return nil
+			}
+			m.flushFailed(mask, err)
+		}
+		if again, err := m.answer(ctx, err); !again {
+			return err
+		}
+	}
+}
+
+// flushFailed notes legs that did not flush: what was written to them may be
+// lost.
+func (m *mirror) flushFailed(mask uint64, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.failLegsLocked(mask, writeError, err)
+	m.inSync = false
+	m.flushFailure = true
+	m.loseWrittenLocked()
+}
+
+// Discard goes to all legs, whatever the states of the regions. A leg that
+// cannot is no failure.
+func (m *mirror) Discard(ctx context.Context, off, n int64) error {
+	ctx = context.WithoutCancel(ctx)
+	mask, err := m.onLegs(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
+	if mask != 0 {
+		return fmt.Errorf("%w: mirror: discard: %v", blockdev.ErrUnsupported, err)
+	}
+	return nil
+}
