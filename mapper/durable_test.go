@@ -361,3 +361,46 @@ func TestText_KeepsAllBytes(t *testing.T) {
 		}
 	}
 }
+
+// A start without the devices of before leaves nothing that a later restart
+// would find.
+func TestDropRecords(t *testing.T) {
+	x := newMachine(t)
+	m, _ := x.start()
+	mustCreate(t, m, "old", "0 8 zero")
+	kill(m)
+	m, _ = newManager(t, func(o *Options) { o.StateDir, o.Host = x.state, x.host })
+	if err := m.DropRecords(); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, m, "new", "0 8 zero")
+	kill(m)
+	m, problems := x.start()
+	if len(problems) > 0 || len(m.Devices()) != 1 || m.Devices()[0].Name() != "new" {
+		t.Errorf("%v %v", m.Devices(), problems)
+	}
+	kept, _ := filepath.Glob(filepath.Join(x.state, "*"+unwantedMark))
+	if len(kept) != 1 {
+		t.Errorf("moved aside: %v", kept)
+	}
+}
+
+// A daemon that cannot go on leaves everything to the next one.
+func TestAbandon(t *testing.T) {
+	x := newMachine(t)
+	m, _ := x.start()
+	d := mustCreate(t, m, "d", "0 8 zero")
+	if err := d.Suspend(limit(t), SuspendOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := describe(m)
+	for range 2 {
+		if err := m.Abandon(limit(t)); err != nil {
+			t.Fatal(err)
+		}
+		m, _ = x.start()
+		if got := describe(m); got != want {
+			t.Errorf("%s\nwant:\n%s", got, want)
+		}
+	}
+}

@@ -195,6 +195,10 @@ func (m *Manager) removeLate(ctx context.Context, names []string) (skipped []str
 // without waiting for more.
 func (m *Manager) Close(ctx context.Context) error { return m.close(ctx, true) }
 
+// Abandon is Close for a daemon that cannot go on: the records stay, so that the
+// next one brings the devices back.
+func (m *Manager) Abandon(ctx context.Context) error { return m.close(ctx, false) }
+
 func (m *Manager) close(ctx context.Context, forget bool) error {
 	m.mu.Lock()
 	if m.closed {

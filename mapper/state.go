@@ -16,6 +16,7 @@ const (
 	recordPrefix = "device-"     // one record per device, by serial number
 	recordSuffix = ".json"
 	damagedMark  = ".damaged" // a record that could not be read, moved aside
+	unwantedMark = ".old"     // a record that nobody wanted back, moved aside
 	serialStep   = 1000       // serial numbers reserved by one write
 )
 
@@ -165,6 +166,24 @@ func (s *stateDir) setAside(path string, cause error) RestoreProblem {
 		err = fmt.Errorf("state file %s: %w; it could not be moved aside: %v", path, cause, rerr)
 	}
 	return RestoreProblem{Path: path, Err: err}
+}
+
+// DropRecords moves the records of a daemon that was killed aside, where no
+// restart finds them: for one that starts without its devices. Left in place
+// they would bring its snapshots back at the next restart, valid, though their
+// origins were written without them meanwhile.
+func (m *Manager) DropRecords() error {
+	s := m.state
+	if s.dir == "" {
+		return nil
+	}
+	serials, err := s.recordSerials()
+	for _, n := range serials {
+		if rerr := os.Rename(s.recordPath(n), s.recordPath(n)+unwantedMark); err == nil && rerr != nil {
+			err = fmt.Errorf("state directory: %w", rerr)
+		}
+	}
+	return err
 }
 
 // forget removes the record of a device for good.

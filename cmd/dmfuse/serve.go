@@ -165,7 +165,7 @@ func (d *daemon) start() error {
 // What cannot be brought back is said; it never keeps the others away.
 func (d *daemon) restore() error {
 	if d.o.noRestore {
-		return nil
+		return d.manager.DropRecords()
 	}
 	problems, err := d.manager.Restore(context.Background())
 	if err != nil {
@@ -357,7 +357,8 @@ func (d *daemon) finish() error {
 	return errors.Join(err, d.lock.Close())
 }
 
-// cleanup takes down what a failed start had brought up.
+// cleanup takes down what a failed start had brought up. The records of the
+// devices stay: they are those of the daemon before, for the next one.
 func (d *daemon) cleanup() error {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
 	defer cancel()
@@ -366,7 +367,7 @@ func (d *daemon) cleanup() error {
 		err = errors.Join(err, d.mount.Unmount(ctx))
 	}
 	if d.manager != nil {
-		err = errors.Join(err, d.manager.Close(ctx))
+		err = errors.Join(err, d.manager.Abandon(ctx))
 	}
 	if d.lock != nil {
 		err = errors.Join(err, d.lock.Close())
