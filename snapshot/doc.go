@@ -4,13 +4,14 @@
 // # Words
 //
 // The origin device is the lower device that holds the original data;
-// snapshots find each other and the snapshot-origin target by its identity.
-// The COW device holds what was saved or written since. Both are divided into
-// chunks. An exception says that the data of a chunk of the origin is in a
-// chunk of the COW device; it is pending from its allotment until it is
+// snapshots find each other and the snapshot-origin target by its identity
+// ([Group]). The COW device holds what was saved or written since. Both are
+// divided into chunks. An exception says that the data of a chunk of the origin
+// is in a chunk of the COW device; it is pending from its allotment until it is
 // recorded, then completed. The store is what allots the chunks of the COW
 // device and keeps the list of exceptions: persistent (P, PO) on the COW device
-// itself, or transient (N) in memory.
+// itself, or transient (N) in memory. A unit is what one request allotted
+// together.
 //
 // # Rules
 //
@@ -19,17 +20,54 @@
 //     through. Exceptions are written in the order in which their chunks were
 //     allotted, so that the log has no holes. The list on the disk ends, at
 //     every moment, with an entry of zeros or at the end of an area whose
-//     successor begins with one.
+//     successor begins with one; what must be zero for that is zeroed before the
+//     first barrier. A new store has an empty area, durably, before it has a
+//     header. (Promise 3, and promise 1: a flush of the snapshot has nothing to
+//     do but flush the COW device.)
 //  2. An origin write reaches the origin only when every active snapshot has a
 //     completed exception for each chunk it touches, or is invalid, durably.
-//     A pending exception does not count, whoever made it.
+//     A pending exception does not count, whoever made it. (Promise 2.)
 //  3. A write to a snapshot is answered when its exceptions are durable.
 //  4. A snapshot that lost something becomes invalid before the origin goes on,
 //     in memory and on the disk, and stays so for ever. It never fails the
-//     origin.
+//     origin. (Promise 5.)
 //  5. A read of the snapshot returns data of the snapshot however origin writes
 //     overtake it: the exceptions are looked at again after the origin was
-//     read.
+//     read. It waits for nobody, and nobody waits for it.
+//
+// # Group commit
+//
+// A request allots its chunks under mu, fills them by itself, and says that they
+// are ready. The first to find nobody committing leads: it takes all ready units
+// from the head of the queue, commits them together, and goes on while there are
+// more. So requests that come while a commit runs share the next one.
+//
+// # Failures
+//
+// What makes a snapshot invalid, and what only fails a request, is the kernel's
+// choice (dm-snap.c), line by line in failures_test.go. Invalid snapshots answer
+// everything but a flush with an I/O error; a store PO that was full answers
+// writes so. Beyond the kernel:
+//
+//   - The header that says invalid is durable before the origin write goes on.
+//     Where it cannot be written, the sidecar of the COW file says it, and a
+//     restart ([target.Env.Restoring]) listens to it.
+//   - A read that is under way when a copy fails gets an error, not the data of
+//     the origin write.
+//   - No room for the next metadata area is found before the last entry of an
+//     area is given out: the COW device is full then, no worse.
+//   - Old data behind the end of the list is never taken over.
+//   - A full disk below the COW file fails a write to the snapshot and costs it
+//     nothing else. An origin write has to go on, and costs the snapshot.
+//   - A copy that is broken off because a table goes away fails its request and
+//     costs nothing.
+//
+// # Damaged stores
+//
+// [CheckStore] names what is wrong with a store. A table line takes what the
+// kernel takes; in a read-only table it also takes a feature of our own,
+// "damaged", which serves a store as far as it can be read and never writes to
+// it.
 //
 // # Locks
 //
@@ -40,9 +78,11 @@
 //	    snapshot.mu    pending exceptions, queue, allotment in the store
 //	      exceptions.mu
 //	  health.mu
+//	  copier.mu
 //
-// No lock is held during I/O on a device; the gate and the leadership of a
+// No lock is held during I/O on a device, save that the size of a COW device
+// without room is asked for under snapshot.mu. The gate and the leadership of a
 // commit are no locks in this sense. A request fills and commits the chunks it
 // allotted itself before it waits for those of others, so that no two can wait
-// for each other.
+// for each other. What a request has begun it ends: a context ends waits only.
 package snapshot

@@ -153,8 +153,8 @@ func (s *snapshot) lead(c *core, u *unit) {
 				until = time.Now().Add(leadFor)
 			default:
 			}
-		} else if time.Now().After(until) {
-			batch[0].lead <- struct{}{}
+		} else if next := batch[0].lead; next != nil && time.Now().After(until) {
+			next <- struct{}{}
 			s.mu.Unlock()
 			return
 		}
@@ -188,7 +188,9 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 	done, err := s.record(c, es, batch)
 
 	s.mu.Lock()
-	c.table.insert(es[:done])
+	if done > 0 {
+		c.table.insert(es[:done])
+	}
 	for _, u := range batch {
 		s.endLocked(c, u, &done, err)
 	}

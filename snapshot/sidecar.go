@@ -165,13 +165,25 @@ func MarkSidecarInvalid(cow, reason string, now time.Time) error {
 }
 
 // cowFile is the path of the COW device if that is a file, which alone has a
-// sidecar; empty otherwise.
+// sidecar; empty otherwise. Of one that could not be opened only the word in the
+// table is known.
 func (s *snapshot) cowFile() string {
-	name := s.params.cow
 	if s.cow != nil {
-		name = s.cow.Name()
+		switch s.cow.ID().Kind {
+		case blockdev.IDBlock, blockdev.IDMapped:
+			return ""
+		}
+		if name := s.cow.Name(); filepath.IsAbs(name) {
+			return name
+		}
+		return ""
 	}
-	if !strings.HasPrefix(name, "/") || strings.HasPrefix(name, "/dev/") {
+	name := s.params.cow
+	if st, err := os.Stat(name); err == nil && st.Mode()&os.ModeDevice != 0 {
+		return ""
+	}
+	node := strings.HasPrefix(name, "/dev/") && !strings.HasPrefix(name, "/dev/shm/")
+	if !filepath.IsAbs(name) || node {
 		return ""
 	}
 	return name

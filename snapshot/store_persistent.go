@@ -40,7 +40,7 @@ type persistent struct {
 }
 
 // zeroAhead is the number of bytes cleaned at once behind the terminator.
-const zeroAhead = 64 << 10
+const zeroAhead = int64(len(zeros))
 
 func newPersistent(l layout, cow blockdev.Device, h Hooks) *persistent {
 	unit := min(int64(blockdev.BlockSize(cow)), l.bytes())
@@ -257,7 +257,7 @@ func (s *persistent) nextArea() {
 // has to be allocated later; large ones as the device likes best.
 func (s *persistent) zero(cow blockdev.Device, off, n int64) error {
 	if n <= zeroAhead {
-		_, err := cow.WriteAt(make([]byte, n), off)
+		_, err := cow.WriteAt(zeros[:n], off)
 		return err
 	}
 	return blockdev.Zero(cow, off, n, true)
