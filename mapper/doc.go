@@ -58,8 +58,8 @@
 //	fs: table of open files and nodes         (released before the mapper is called)
 //	Device.turn          load, clear, suspend, resume, remove: one at a time; held
 //	                     while targets are made, suspended and resumed. An
-//	                     operation takes one turn at a time, shutdown takes them
-//	                     tops first.
+//	                     operation takes one turn at a time, shutdown all of them
+//	                     (lower devices first, so that those above can end).
 //	  graph.mu           who uses whom
 //	  Manager.mu         names, uuids, numbers
 //	  Device.recordMu    one writer of a record; held across I/O on the state file

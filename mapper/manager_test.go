@@ -409,3 +409,27 @@ func TestMajor_HighestFreeBelow255(t *testing.T) {
 		}
 	}
 }
+
+// An operation that hangs does not keep the manager from ending.
+func TestClose_PassesADeviceThatHangs(t *testing.T) {
+	m, p, _ := newProbed(t, nil)
+	d := mustCreate(t, m, "d", "0 8 probe a")
+	mustCreate(t, m, "e", "0 8 probe b")
+	hold := p.stopAt("a postsuspend")
+	op := later(func() error { return d.Suspend(limit(t), SuspendOptions{}) })
+	reached(t, hold)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	err := m.Close(ctx)
+	wantKind(t, "close", err, blockdev.ErrTimeout)
+	if err != nil && !strings.Contains(err.Error(), "device d") {
+		t.Errorf("%v", err)
+	}
+	if got := p.take(); !strings.Contains(got, "b close") {
+		t.Errorf("the targets saw %q", got)
+	}
+	close(hold.release)
+	if err := end(t, "suspend", op); err != nil {
+		t.Error(err)
+	}
+}

@@ -209,18 +209,23 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 	m.mu.Unlock()
 	stop := context.AfterFunc(ctx, m.kill)
 	defer stop()
-	devices := m.graph.topsFirst(m.Devices())
+	all := m.graph.topsFirst(m.Devices())
+	devices := make([]*Device, 0, len(all)) // those whose turn was had, lower ones first
 	var errs []error
-	for i := len(devices) - 1; i >= 0; i-- {
-		d := devices[i]
-		_ = d.turn.lock(context.Background()) // operations end: their waits end with ctx
+	for i := len(all) - 1; i >= 0; i-- {
+		d := all[i]
+		if err := d.turn.lock(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%w: device %s is left as it is, an operation on it is going on", err, d.Name()))
+			continue
+		}
 		d.recordMu.Lock()
 		d.forgotten = true // a daemon killed from here on comes back as it was
 		d.recordMu.Unlock()
 		d.letRun()
+		devices = append(devices, d)
 	}
-	for _, d := range devices {
-		errs = append(errs, d.shutdown(ctx))
+	for i := len(devices) - 1; i >= 0; i-- {
+		errs = append(errs, devices[i].shutdown(ctx))
 	}
 	m.kill()
 	for _, d := range devices {

@@ -65,7 +65,7 @@ func TestRestore_SnapshotsOfAnOrigin(t *testing.T) {
 		t.Fatal(err)
 	}
 	snap := mustCreate(t, m, "snap", "0 256 snapshot 7:0 cow P 8")
-	gone := mustCreate(t, m, "gone", "0 256 snapshot 7:0 /img/a\\ b\\,c N 16")
+	mustCreate(t, m, "gone", "0 256 snapshot 7:0 /img/a\\ b\\,c N 16")
 	mustResume(t, origin)
 	want := devtest.Pattern(1, 0, 256)
 	for round := range 4 {
@@ -80,7 +80,7 @@ func TestRestore_SnapshotsOfAnOrigin(t *testing.T) {
 		}
 		snap, _ = m.Device(ByName("snap"))
 		above, _ = m.Device(ByName("above"))
-		gone, _ = m.Device(ByName("gone"))
+		gone, _ := m.Device(ByName("gone"))
 		got := make([]byte, snap.Size())
 		if n, err := snap.ReadAt(limit(t), got, 0); n != len(want) || err != nil {
 			t.Fatalf("round %d: %d, %v", round, n, err)
