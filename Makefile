@@ -127,12 +127,16 @@ fuzz: ## every Fuzz target for FUZZTIME (10s)
 	  done
 	done
 
-# -run '^$$'  no tests, only benchmarks
-# BENCH       flags of tests/bench, such as BENCH=-quick; it needs root
+# -run '^$$'    no tests, only benchmarks
+# BENCH_MICRO   of those, the ones with figures of their own: copies, lookup of
+#               exceptions, a store of a million, reads; the rest is end to end
+# BENCH         flags of tests/bench, such as BENCH=--quick; it needs root
+BENCH_MICRO := Copy/file/|Bare/file|Depth16/file|Exceptions|Load_Million|Read/file|FileSystemRead|Device_Read
 .PHONY: bench
-bench: build ## micro benchmarks, then end to end beside the peers; reports in bench-out
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $(unitpkgs) | grep -vE '^(PASS|\?|ok .*no test files)'
-	$(GO) run ./tests/bench $(BENCH)
+bench: build ## micro benchmarks, then end to end beside the peers, about five minutes; reports in bench-out
+	$(GO) test -run '^$$' -bench '$(BENCH_MICRO)' -benchtime 200ms -benchmem ./kcopyd ./snapshot ./mapper ./fs | grep -vE '^(ok|PASS|goos|goarch|cpu)'
+	$(GO) build -o bin/bench ./tests/bench
+	bin/bench $(BENCH)
 
 .PHONY: cover
 cover: ## coverage of the unit tests, by function, worst last

@@ -22,9 +22,9 @@ func TestLoad_Parse(t *testing.T) {
 		load load
 		want sample
 	}{
-		{load{4 << 10, false, 16}, sample{Figure: 31.0005, P99: 41.5, Ops: 15500}},
-		{load{1 << 20, false, 1}, sample{Figure: 126.978048, P99: 41.5, Ops: 15500}},
-		{load{1 << 20, true, 1}, sample{Figure: 13.1072, P99: 2, Ops: 7}},
+		{load{block: 4 << 10, depth: 16}, sample{Figure: 31.0005, P99: 41.5, Ops: 15500}},
+		{load{block: 1 << 20, depth: 1}, sample{Figure: 126.978048, P99: 41.5, Ops: 15500}},
+		{load{block: 1 << 20, write: true, depth: 1}, sample{Figure: 13.1072, P99: 2, Ops: 7}},
 	} {
 		got, err := c.load.parse([]byte(answer))
 		if err != nil || math.Abs(got.Figure-c.want.Figure) > 1e-9 || got.P99 != c.want.P99 || got.Ops != c.want.Ops {
@@ -32,7 +32,7 @@ func TestLoad_Parse(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "{}", strings.Replace(answer, `"error":0`, `"error":5`, 1), `{"jobs":[{"error":0}]}`} {
-		if got, err := (load{4 << 10, false, 1}).parse([]byte(bad)); err == nil {
+		if got, err := (load{block: 4 << 10, depth: 1}).parse([]byte(bad)); err == nil {
 			t.Errorf("%.20q is taken for %+v", bad, got)
 		}
 	}
@@ -50,7 +50,7 @@ func TestLoad_WritesEachBlockOnce(t *testing.T) {
 }
 
 func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
-	r := newRow("memory", load{4 << 10, true, 16}, peers())
+	r := newRow("memory", load{block: 4 << 10, write: true, depth: 16}, peers())
 	// The machine is four times slower in the second round: the ratio is not.
 	for _, s := range []struct {
 		name   string
@@ -80,7 +80,7 @@ func TestAims(t *testing.T) {
 	rep := report{}
 	for _, l := range loads("memory") {
 		r := newRow("memory", l, peers())
-		for _, s := range subjectsOf(peers(), l) {
+		for _, s := range subjectsOf(peers(), "memory", l) {
 			r.add(s.name, sample{Figure: 1}, nil)
 		}
 		rep.Rows = append(rep.Rows, r)

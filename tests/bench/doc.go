@@ -19,6 +19,7 @@
 //     same load to the byte.
 //  4. A peer that is not installed, or cannot do a load, has a row that says so.
 //     A failure of dmfuse ends the run with an error.
-//  5. Everything that is started is registered for its end at once, and ends
-//     also on Ctrl-C and when this program is killed.
+//  5. Everything that is started is registered for its end at once. Ctrl-C
+//     leaves nothing behind; when this program is killed, what it started ends
+//     and unmounts, and only files are left (dmfuse-bench-*).
 package main

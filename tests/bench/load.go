@@ -15,12 +15,16 @@ type load struct {
 	block int // bytes of a request
 	write bool
 	depth int
+	sync  bool // fdatasync after each write
 }
 
 // name is the word by which --rows finds a load.
 func (l load) name() string {
 	op := "read"
-	if l.write {
+	switch {
+	case l.sync:
+		op = "syncwrite"
+	case l.write:
 		op = "write"
 	}
 	return fmt.Sprintf("%s-%s-d%d", sizeWord(l.block), op, l.depth)
@@ -41,8 +45,8 @@ func (l load) unit() string {
 	return "1000/s"
 }
 
-// loads are all at a place. A disk is slower than any of the ways to it at small
-// blocks one at a time, so that less is to be seen there.
+// loads are all at a place. On a disk one write at a time shows how long the
+// disk takes to make it durable, whoever asks for that: so everybody is asked.
 func loads(place string) []load {
 	var all []load
 	for _, write := range []bool{false, true} {
@@ -51,7 +55,7 @@ func loads(place string) []load {
 				if place == "disk" && block > 4<<10 && depth == 1 {
 					continue
 				}
-				all = append(all, load{block, write, depth})
+				all = append(all, load{block, write, depth, place == "disk" && write && depth == 1})
 			}
 		}
 	}
@@ -73,6 +77,9 @@ func (l load) args(path string, size int64, each time.Duration) []string {
 	}
 	if !l.write {
 		args = append(args, "--time_based", "--norandommap")
+	}
+	if l.sync {
+		args = append(args, "--fdatasync=1")
 	}
 	return args
 }

@@ -41,7 +41,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.out, "out", "bench-out", "directory of the reports")
 	rows := f.String("rows", "", "only loads whose place/name matches, such as memory/4k-read")
 	f.IntVar(&o.rounds, "rounds", 3, "turns over all subjects")
-	f.DurationVar(&o.each, "each", 500*time.Millisecond, "time of a load on a subject in a round")
+	f.DurationVar(&o.each, "each", 350*time.Millisecond, "time of a load on a subject in a round")
 	mib := f.Int64("size", 256, "MiB of each device")
 	f.BoolVar(&o.quick, "quick", false, "one short round, in memory only")
 	f.BoolVar(&o.check, "check", false, "exit status 1 when an aim is missed")
@@ -154,10 +154,10 @@ func measurePlace(ctx context.Context, o options, name, dir string, todo []load,
 	for _, l := range todo {
 		row, err := p.measure(ctx, l, o.rounds)
 		rep.Rows = append(rep.Rows, row)
+		fmt.Print(row.text())
 		if err != nil {
 			return fmt.Errorf("%s/%s: %w", name, l.name(), err)
 		}
-		fmt.Print(row.text())
 	}
 	return nil
 }

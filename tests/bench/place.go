@@ -100,6 +100,7 @@ type opened struct {
 // measure runs one load on all its subjects, round by round.
 func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err error) {
 	row = newRow(p.name, l, p.subjects)
+	defer row.sum()
 	open := map[string]*opened{}
 	defer func() {
 		for _, o := range open {
@@ -107,7 +108,7 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 		}
 	}()
 	for round := range rounds {
-		subjects := subjectsOf(p.subjects, l)
+		subjects := subjectsOf(p.subjects, p.name, l)
 		for i := range subjects {
 			s := subjects[(i+round)%len(subjects)]
 			if row.failed(s.name) {
@@ -123,7 +124,6 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 			row.add(s.name, sample, err)
 		}
 	}
-	row.sum()
 	return row, nil
 }
 

@@ -41,7 +41,7 @@ type cell struct {
 
 func newRow(place string, l load, all []subject) row {
 	r := row{Place: place, Load: l.name(), Unit: l.unit()}
-	for _, s := range subjectsOf(all, l) {
+	for _, s := range subjectsOf(all, place, l) {
 		r.Cells = append(r.Cells, cell{Subject: s.name})
 	}
 	return r
@@ -122,7 +122,11 @@ func (r *row) text() string {
 		case c.Error != "":
 			fmt.Fprintf(&b, "  %-28s %s\n", c.Subject, c.Error)
 		case len(c.Samples) > 0:
-			fmt.Fprintf(&b, "  %-28s %10.1f %10.0f %10.1f %12.2f\n", c.Subject, c.Median, c.P99, c.CPU, c.Ratio)
+			cpu := "-" // no server
+			if c.CPU > 0 {
+				cpu = fmt.Sprintf("%.1f", c.CPU)
+			}
+			fmt.Fprintf(&b, "  %-28s %10.1f %10.0f %10s %12.2f\n", c.Subject, c.Median, c.P99, cpu, c.Ratio)
 		}
 	}
 	return b.String() + "\n"

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
+	"syscall"
 
 	"github.com/dmfuse/dmfuse/fs/fstest"
 )
@@ -30,6 +32,8 @@ type subject struct {
 	once bool
 	// writes: it has nothing of its own to show for a read.
 	writes bool
+	// memory: on a disk it would show nothing that others do not.
+	memory bool
 	open   func(ctx context.Context, p *place, o *opened) error
 }
 
@@ -59,23 +63,23 @@ func peers() []subject {
 	return []subject{
 		{name: nameFile, open: openFile},
 		{name: nameGoFuse, open: openGoFuse},
-		{name: "dmfuse linear", bin: ours, open: openTable(linear)},
+		{name: "dmfuse linear", bin: ours, memory: true, open: openTable(linear)},
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
-		{name: "dmfuse origin, 0 snapshots", bin: ours, open: openOrigin(0)},
+		{name: "dmfuse origin, 0 snapshots", bin: ours, memory: true, open: openOrigin(0)},
 		{name: "dmfuse origin, 1 snapshot 4k", bin: ours, once: true, open: openOrigin(1)},
-		{name: "qemu raw", needs: fuse, open: openRaw},
+		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
-		{name: nameQcow128k, needs: fuse, once: true, writes: true, open: openQcow("cluster_size=128k,extended_l2=on")},
+		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, open: openQcow("cluster_size=128k,extended_l2=on")},
 	}
 }
 
 // subjectsOf are those that a load runs on.
-func subjectsOf(all []subject, l load) []subject {
+func subjectsOf(all []subject, place string, l load) []subject {
 	var list []subject
 	for _, s := range all {
-		if l.write || !s.writes {
+		if (l.write || !s.writes) && (place == "memory" || !s.memory) {
 			list = append(list, s)
 		}
 	}
@@ -129,6 +133,7 @@ func openGoFuse(ctx context.Context, p *place, o *opened) error {
 // passthrough is the server: it ends when its standard input does, and so when
 // whoever started it is gone.
 func passthrough(image, dir string) error {
+	signal.Ignore(syscall.SIGTERM)
 	f, err := fstest.MountPlain(image, dir)
 	if err != nil {
 		return err
