@@ -31,23 +31,24 @@ func (l *lowerRef) close() error {
 
 // builder makes one table.
 type builder struct {
-	d         *Device
-	t         *table
-	restoring bool
-	waits     atomic.Pointer[context.Context] // ends waits on lower devices without a context
-	mixed     string                          // name of an immutable type that was seen
-	single    string                          // name of a singleton type that was seen
+	d        *Device
+	t        *table
+	restored *recordTable                    // while a restart makes the table: its record
+	waits    atomic.Pointer[context.Context] // ends waits on lower devices without a context
+	mixed    string                          // name of an immutable type that was seen
+	single   string                          // name of a singleton type that was seen
 }
 
-// build makes a table or leaves nothing behind.
-func (d *Device) build(ctx context.Context, lines []Line, readOnly, restoring bool) (*table, error) {
+// build makes a table or leaves nothing behind. restored is the record that a
+// restart makes it from, else nil.
+func (d *Device) build(ctx context.Context, lines []Line, readOnly bool, restored *recordTable) (*table, error) {
 	switch {
 	case len(lines) == 0:
 		return nil, invalid("a table needs at least one line")
 	case len(lines) > maxTargets:
 		return nil, invalid("a table of %d lines; at most %d are possible", len(lines), maxTargets)
 	}
-	b := &builder{d: d, t: &table{dev: d, readOnly: readOnly}, restoring: restoring}
+	b := &builder{d: d, t: &table{dev: d, readOnly: readOnly}, restored: restored}
 	b.waits.Store(&ctx)
 	for i, l := range lines {
 		if err := b.add(l); err != nil {
@@ -111,7 +112,9 @@ func (b *builder) mayJoin(typ target.Type) error {
 func (b *builder) make(typ target.Type, l Line) error {
 	t := b.t
 	env := &target.Env{
-		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restoring,
+		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restored != nil,
+		Broken: b.restored.isBroken(len(t.segs)),
+		Record: b.d.record,
 		Device: b.d.Name(),
 		Open:   b.open,
 		Event: func() {
@@ -236,7 +239,7 @@ func (m *Manager) openOther(b *builder, l target.Lower, word string, mode target
 
 // use describes a lower device of this table to the graph.
 func (b *builder) use(to node, name string, mode target.Mode) use {
-	u := use{from: b.d, to: to, name: name, kind: useRead, restoring: b.restoring}
+	u := use{from: b.d, to: to, name: name, kind: useRead, restoring: b.restored != nil}
 	if mode == target.ReadWrite {
 		u.kind = useWrite
 	}

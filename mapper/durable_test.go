@@ -334,7 +334,7 @@ func TestRecord_ThatCannotBeWritten(t *testing.T) {
 // What a file of the state directory holds is its own business: no content
 // makes a panic.
 func FuzzDecodeRecord(f *testing.F) {
-	good, err := encodeState(record{Name: "d", Serial: 1, Live: &recordTable{Lines: []recordLine{{0, 8, "zero", nil}}}})
+	good, err := encodeState(record{Name: "d", Serial: 1, Live: &recordTable{Lines: []recordLine{{Length: 8, Type: "zero"}}}})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
 )
 
 // A state file is one line of words, "dmfuse-state VERSION CRC", and JSON. The
@@ -50,6 +51,7 @@ type recordLine struct {
 	Length uint64 `json:"length"`
 	Type   text   `json:"type"`
 	Args   []text `json:"args"`
+	Broken bool   `json:"broken,omitempty"` // see target.Breaker
 }
 
 type recordAttr struct {
@@ -107,8 +109,11 @@ func recordOf(t *table) *recordTable {
 	}
 	defer t.release()
 	r := &recordTable{ReadOnly: t.readOnly}
-	for _, l := range t.lines() {
+	for i, l := range t.lines() {
 		line := recordLine{Start: uint64(l.Start), Length: uint64(l.Length), Type: text(l.Type), Args: []text{}}
+		if b, ok := t.segs[i].target.(target.Breaker); ok {
+			line.Broken = b.Broken()
+		}
 		for _, a := range l.Args {
 			line.Args = append(line.Args, text(a))
 		}
@@ -130,6 +135,9 @@ func (r *recordTable) lines() []Line {
 	}
 	return out
 }
+
+// isBroken says whether the target of line i was when the record was written.
+func (r *recordTable) isBroken(i int) bool { return r != nil && i < len(r.Lines) && r.Lines[i].Broken }
 
 // check refuses what no record of ours can hold.
 func (r *record) check() error {

@@ -14,7 +14,7 @@ import (
 func (s *snapshot) restore(lost error) {
 	switch err := s.tryRestore(lost); {
 	case err == nil:
-	case errors.Is(err, errMarked):
+	case errors.Is(err, errMarked), errors.Is(err, errBroken):
 		s.health.setInvalid()
 		s.markInvalid(err) // the header too, now that it can be reached
 	case !s.params.persistent:
@@ -30,6 +30,9 @@ func (s *snapshot) restore(lost error) {
 // errMarked says that a sidecar calls the snapshot invalid.
 var errMarked = errors.New("the sidecar says that the snapshot is invalid")
 
+// errBroken says that the daemon before knew the snapshot to be invalid.
+var errBroken = errors.New("the snapshot was invalid before the restart, which could not be noted on the disk")
+
 func (s *snapshot) tryRestore(lost error) error {
 	switch {
 	case lost != nil:
@@ -40,6 +43,9 @@ func (s *snapshot) tryRestore(lost error) error {
 	mark := s.sidecarMark()
 	if err := s.openStore(false); err != nil {
 		return err
+	}
+	if mark == nil && s.env.Broken {
+		mark = errBroken
 	}
 	return mark
 }

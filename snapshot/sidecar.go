@@ -195,12 +195,27 @@ func (s *snapshot) markSidecar(why error) {
 	file := s.cowFile()
 	if file == "" {
 		s.log().Error("nothing on the disk says that the snapshot is invalid: do not use the COW device again")
+		s.recordBroken()
 		return
 	}
 	if err := MarkSidecarInvalid(file, why.Error(), time.Now()); err != nil {
 		s.log().WithError(err).Error("the sidecar of the COW device cannot be marked invalid: do not use the COW device again")
+		s.recordBroken()
 	}
 }
+
+// recordBroken leaves the invalidation to the daemon's own record, where no
+// place beside the store could be written: the next restart knows it then, and
+// tries again to say it on the disk.
+func (s *snapshot) recordBroken() {
+	s.unmarked.Store(true)
+	if s.env.Record != nil {
+		s.env.Record()
+	}
+}
+
+// Broken tells whether only the daemon knows that the snapshot is invalid.
+func (s *snapshot) Broken() bool { return s.unmarked.Load() }
 
 // clearSidecar takes away a mark that was left by another store: the COW file
 // was blank and has a new store now.

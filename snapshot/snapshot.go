@@ -19,6 +19,7 @@ var (
 	_ target.Extenter      = (*snapshot)(nil)
 	_ target.Messager      = (*snapshot)(nil)
 	_ target.BaseWatcher   = (*snapshot)(nil)
+	_ target.Breaker       = (*snapshot)(nil)
 	_ target.DeviceFlusher = (*snapshot)(nil)
 	_ UsageReporter        = (*snapshot)(nil)
 )
@@ -39,6 +40,7 @@ type snapshot struct {
 	health health
 	copier copier
 
+	unmarked  atomic.Bool // it is invalid, and nothing on the disk says so
 	active    atomic.Bool // resumed once: origin writes make copies
 	diskFull  atomic.Bool // an event told so
 	suspended bool        // between Postsuspend and Resume; guarded by o.mu

@@ -99,6 +99,12 @@ type Suspender interface {
 	Resume()
 }
 
+// Breaker is a target that must not come back from a restart as if nothing had
+// happened, and could not note so on its own devices (promise 9).
+type Breaker interface {
+	Broken() bool
+}
+
 // BaseWatcher is a target that must know when a lower device that was promised
 // not to change was opened by a foreign writer.
 type BaseWatcher interface {

@@ -42,6 +42,15 @@ type Env struct {
 	ReadOnly      bool            // the table is loaded read-only
 	Restoring     bool            // the daemon brings back a table after a restart (promise 9)
 
+	// Broken says, while Restoring, that the target was [Breaker] when its table
+	// was last recorded.
+	Broken bool
+
+	// Record writes the record that a restart is made from, durably enough for a
+	// kill. Nil: there is none. It may be called from any request, with no locks
+	// held.
+	Record func()
+
 	// Device is the name of the mapped device, for logs only: it may be
 	// renamed later.
 	Device string
