@@ -51,7 +51,12 @@ func (s *syncBuilder) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
-func newLab(t testing.TB, o Options) *lab { return &lab{t: t, o: o, devs: map[string]target.Lower{}} }
+func newLab(t testing.TB, o Options) *lab {
+	if o.CopyPages == 0 {
+		o.CopyPages = 64
+	}
+	return &lab{t: t, o: o, devs: map[string]target.Lower{}}
+}
 
 func (l *lab) mem(name string, sectors blockdev.Sector) *blockdev.Mem {
 	m := blockdev.NewMem(sectors.Bytes())
