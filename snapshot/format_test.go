@@ -187,3 +187,28 @@ func FuzzStore(f *testing.F) {
 		tb.close()
 	})
 }
+
+// TestStore_Truncated cuts a store off at every byte: what is left loads, with
+// the exceptions that it has, or is refused as an I/O error; nothing panics.
+func TestStore_Truncated(t *testing.T) {
+	const chunk = 1
+	var es []exception
+	for i := range Chunk(40) {
+		es = append(es, exception{i, 2 + i + i/32})
+	}
+	whole := content(t, madeStore(t, chunk, 48, good(chunk), es...))
+	for n := range len(whole) {
+		cow := blockdev.NewMemBytes(whole[:n])
+		x := &exceptions{}
+		_, _, err := openPersistent(cow, loading{want: chunk, check: checkChunkSize}, x)
+		switch second := int(newLayout(chunk).area(1)+1) * 512; {
+		case n < second && blockdev.Kind(err) != blockdev.ErrIO:
+			t.Fatalf("%d bytes: %v", n, err)
+		case n >= second && (err != nil || x.chunks() != 40):
+			t.Fatalf("%d bytes: %d exceptions, %v", n, x.chunks(), err)
+		}
+		if r, err := CheckStore(cow, 40); n >= headerSize && (err != nil || (n < 43*512) != r.Damaged()) {
+			t.Fatalf("%d bytes: check %v %v", n, err, r.Problems)
+		}
+	}
+}

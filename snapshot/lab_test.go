@@ -3,9 +3,9 @@ package snapshot
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,8 +34,27 @@ func (n named) Name() string { return n.name }
 type lab struct {
 	t     testing.TB
 	group *Group
+	mu    sync.Mutex // guards the events of tables
 	devs  map[string]target.Lower
-	logs  strings.Builder
+	logs  lockedText
+}
+
+// lockedText collects what several loggers write.
+type lockedText struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func newLab(t testing.TB, o Options) *lab {
@@ -90,7 +109,7 @@ func (l *lab) load(line string, changes ...change) (*table, error) {
 	}
 	tb := &table{l: l, typ: typ.Name, size: blockdev.Sector(size)}
 	log := logrus.New()
-	log.SetOutput(io.Writer(&l.logs))
+	log.SetOutput(&l.logs)
 	tb.env = &target.Env{
 		Start: blockdev.Sector(start), Length: blockdev.Sector(size),
 		Open: func(name string, _ target.Mode) (target.Lower, error) {
@@ -100,6 +119,8 @@ func (l *lab) load(line string, changes ...change) (*table, error) {
 			return nil, fmt.Errorf("%w: %s", blockdev.ErrNoDevice, name)
 		},
 		Event: func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
 			if tb.live {
 				tb.events++
 			}

@@ -499,3 +499,36 @@ func TestGate(t *testing.T) {
 		g.leave()
 	})
 }
+
+// TestOriginWrite_OneCopy: writers of one chunk share one copy.
+func TestOriginWrite_OneCopy(t *testing.T) {
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), 1)
+	l.mem("c", 400)
+	f := l.fault("c")
+	snap, org := l.live("0 64 snapshot o c P 16"), l.live("0 64 snapshot-origin o")
+	f.Set(devtest.Rule{Ops: devtest.OpWrite, Hang: true}, devtest.Rule{Ops: devtest.OpAll})
+	var writes []<-chan error
+	for i := range blockdev.Sector(10) {
+		writes = append(writes, async(func() error { return org.write(2, 16+i, 1) }))
+		writes = append(writes, async(func() error { return snap.write(3, 16+i, 1) }))
+	}
+	awaitHanging(t, f, 1)
+	f.Set(devtest.Rule{Ops: devtest.OpFUA}, devtest.Rule{Ops: devtest.OpWrite, Range: blockdev.Range{Start: 32, Count: 16}})
+	f.Release()
+	for _, ch := range writes {
+		if err := result(t, ch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The copy itself was counted before; all later writes are the snapshot's.
+	if n := snap.snap().Usage().Exceptions; n != 1 || f.Seen(0) != 1 {
+		t.Errorf("%d exceptions, %d commits", n, f.Seen(0))
+	}
+	org.want(2, 16, 10)
+	org.want(1, 26, 6)
+	snap.want(3, 16, 10)
+	snap.want(1, 26, 6)
+	snap.close()
+	org.close()
+}
