@@ -77,11 +77,14 @@ func BenchmarkLoad_Million(b *testing.B) {
 	cow := millionStore(b)
 	b.ReportAllocs()
 	b.ResetTimer()
+	var x *exceptions
 	for range b.N {
-		if _, _, err := openPersistent(cow, loading{check: checkChunkSize}, &exceptions{}); err != nil {
+		x = &exceptions{}
+		if _, _, err := openPersistent(cow, loading{check: checkChunkSize}, x); err != nil {
 			b.Fatal(err)
 		}
 	}
+	b.ReportMetric(float64(x.memory())/float64(x.chunks()), "B/exception")
 }
 
 // benchDevices are devices in memory or sparse files, by name.
