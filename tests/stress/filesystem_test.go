@@ -75,6 +75,9 @@ func makeAndCheck(t *testing.T, kind, on, direct string) {
 // nothing. Files that were synced before are in it, and it can be mounted beside
 // its origin.
 func TestBusyFilesystemSnapshotIsClean(t *testing.T) {
+	if !harness.Long() {
+		t.Skip("the short form is in tests/cli")
+	}
 	harness.RequireTool(t, "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair")
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) {
