@@ -71,7 +71,9 @@ func (m *mirror) clean(regions []Region) {
 		e := m.regions[r]
 		switch {
 		case e != nil && e.sweep && e.idle:
-			m.dirty.clear(r)
+			if !m.differs[r] {
+				m.dirty.clear(r)
+			}
 			delete(m.regions, r)
 		case e != nil && m.o.Hooks.NoClearCheck:
 			m.dirty.clear(r)

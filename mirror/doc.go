@@ -55,7 +55,9 @@
 // trusted. Reads are spread over the legs, unless the table says nosync: then
 // nobody has ever made them equal. When a flush fails, all regions with writes
 // since the last good flush fall out of sync; the kernel only stops clearing
-// their bits. Held writes go on when the mirror is in sync again. A read-only
+// their bits. A region that could not be recovered and counts as in sync by the
+// kernel's rule (no handle_errors) is read from the default leg, and its bit stays
+// 0 whatever is written to it. Held writes go on when the mirror is in sync again. A read-only
 // table neither recovers nor writes its log.
 //
 // # Locks

@@ -77,7 +77,7 @@ type mirror struct {
 	legs     []*leg
 	def      atomic.Int32 // the default leg; changed with mu held
 	turn     atomic.Uint32
-	differ   atomic.Bool // a region counts as in sync and is not (kernel's rule without handle_errors)
+	differ   atomic.Bool // differs is not empty
 	balanced atomic.Bool // reads are spread
 	dirty    *dirtyLog
 	copier   *kcopyd.Client
@@ -86,6 +86,7 @@ type mirror struct {
 	mu           sync.Mutex
 	policies     Policies
 	regions      map[Region]*entry // those with something going on
+	differs      map[Region]bool   // count as in sync and are not: the kernel's rule without handle_errors
 	idle         []Region          // to be cleared, in order; an entry may have become busy again
 	inSync       bool              // the kernel's flag: no write failed since the mirror was in sync
 	legFailure   bool              // some leg has a mark
@@ -111,6 +112,7 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 		o: o.withDefaults(), env: env, params: p,
 		start: env.Start.Bytes(), length: env.Length.Bytes(), region: p.region.Bytes(),
 		regions:  make(map[Region]*entry),
+		differs:  make(map[Region]bool),
 		held:     make(map[*hold]struct{}),
 		released: make(chan struct{}),
 		// With nosync the kernel notices before the table is live that all is in

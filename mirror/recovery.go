@@ -202,6 +202,7 @@ func (m *mirror) finishLocked(r *run, ok, tried bool) {
 			m.idleLocked(x, e)
 		case tried && m.kernelRule(r):
 			m.dirty.setSync(x, true)
+			m.differs[x] = true // until the next resume its bit stays 0
 			m.differ.Store(true)
 			delete(m.regions, x)
 		default:

@@ -72,6 +72,10 @@ func (m *mirror) Resume() {
 	m.mu.Lock()
 	m.suspended = false
 	m.inSync = m.inSync && m.dirty.complete()
+	if m.dirty.dev != nil { // their bits are 0
+		clear(m.differs)
+		m.differ.Store(false)
+	}
 	on := !m.env.ReadOnly
 	m.rec.on, m.rec.pos, m.rec.retry, m.rec.next = on, 0, false, time.Time{}
 	m.mu.Unlock()
