@@ -9,6 +9,7 @@ import (
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/target/basic"
@@ -20,7 +21,7 @@ import (
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
 		origins := snapshot.NewGroup(snapshot.Options{Log: d.log})
-		d.set = target.NewSet(slices.Concat(basic.Types(), origins.Types())...)
+		d.set = target.NewSet(slices.Concat(basic.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log}))...)
 	}
 	return d.set
 }
