@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -142,5 +143,30 @@ func limited(t *testing.T, path string) {
 	}
 	if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
 		t.Errorf("write below the limit: %v", err)
+	}
+}
+
+// Of flushes that run beside each other the kernel tells one only: the others
+// must not say that all is well.
+func TestLostWrite_FlushesBesideEachOther(t *testing.T) {
+	for round := range 5 {
+		device, _ := losetup(t, tooLarge(t))
+		h := mustOpen(t, NewPool(PoolOptions{}), device, true)
+		if _, err := h.WriteAt(make([]byte, 1<<20), 0); err != nil {
+			t.Fatal(err)
+		}
+		const flushes = 6
+		errs := make(chan error, flushes)
+		var writes sync.WaitGroup
+		for range flushes {
+			go func() { errs <- h.Flush() }()
+			writes.Go(func() { _, _ = h.WriteFUA(make([]byte, 1<<20), 0) }) // may be the one that is told
+		}
+		writes.Wait()
+		for range flushes {
+			if err := <-errs; err == nil {
+				t.Errorf("round %d: a flush succeeds beside one that fails", round)
+			}
+		}
 	}
 }

@@ -29,6 +29,7 @@ type File struct {
 	written  atomic.Bool           // it was writable at some time
 	noDSync  atomic.Bool           // RWF_DSYNC is not supported here
 	failed   atomic.Pointer[Error] // first failed flush; never cleared
+	syncs    syncCalls
 
 	mode    sync.Mutex // held while the way of opening changes; guards what follows
 	noLocks bool
@@ -214,19 +215,36 @@ func (f *File) WriteFUA(p []byte, off int64) (int, error) {
 	if err := f.failed.Load(); err != nil {
 		return 0, err
 	}
-	n, err := f.write(p, off, unix.RWF_DSYNC)
+	n, err := f.writeSync(p, off)
 	switch {
 	case err == nil:
-		return n, nil
+		return n, f.settled()
 	case errors.Is(err, unix.EOPNOTSUPP) && n == 0:
 		f.noDSync.Store(true)
 		return f.WriteFUA(p, off)
 	}
-	e := f.fail("write", off, int64(len(p)), err)
-	if f.lost(err, p, off) {
-		f.failed.CompareAndSwap(nil, e)
+	return n, f.fail("write", off, int64(len(p)), err)
+}
+
+// writeSync is a durable write that notes its failure if that may be one of
+// others.
+func (f *File) writeSync(p []byte, off int64) (int, error) {
+	defer f.syncs.end(f.syncs.begin())
+	n, err := f.write(p, off, unix.RWF_DSYNC)
+	if err != nil && f.lost(err, p, off) {
+		f.failed.CompareAndSwap(nil, f.fail("write", off, int64(len(p)), err))
 	}
-	return n, e
+	return n, err
+}
+
+// settled is the failure, if any, that a call beside one that succeeded was
+// told.
+func (f *File) settled() error {
+	f.syncs.settle()
+	if err := f.failed.Load(); err != nil {
+		return err
+	}
+	return nil
 }
 
 // lost says whether a failed durable write may mean that another, earlier
@@ -258,11 +276,16 @@ func (f *File) Flush() error {
 	if !f.written.Load() {
 		return nil
 	}
-	if err := ignoringEINTR(func() error { return unix.Fdatasync(n) }); err != nil {
+	f.sync(n)
+	return f.settled()
+}
+
+// sync is fdatasync, with its failure noted.
+func (f *File) sync(fd int) {
+	defer f.syncs.end(f.syncs.begin())
+	if err := ignoringEINTR(func() error { return unix.Fdatasync(fd) }); err != nil {
 		f.failed.CompareAndSwap(nil, f.fail("flush", 0, 0, err))
-		return f.failed.Load()
 	}
-	return nil
 }
 
 // Close gives the file back when the requests under way are done. What was not
