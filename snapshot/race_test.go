@@ -7,7 +7,6 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
@@ -138,7 +137,9 @@ func TestOriginWrite_WaitsForTheException(t *testing.T) {
 }
 
 // TestGroupCommit: requests that come while a commit runs share the next one.
-func TestGroupCommit(t *testing.T) {
+func TestGroupCommit(t *testing.T) { synctest.Test(t, testGroupCommit) }
+
+func testGroupCommit(t *testing.T) {
 	l := newLab(t, Options{})
 	fill(t, l.mem("o", 256), 1)
 	l.mem("c", 1000)
@@ -156,18 +157,7 @@ func TestGroupCommit(t *testing.T) {
 		}
 		others = append(others, async(func() error { return w.write(3, blockdev.Sector(i*8), 8) }))
 	}
-	await(t, func() bool {
-		s := snap.snap()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		ready := 0
-		for _, u := range s.queue {
-			if u.ready {
-				ready++
-			}
-		}
-		return ready == n+1
-	})
+	synctest.Wait() // all have filled their chunks
 	f.Set(devtest.Rule{Ops: devtest.OpFlush}, devtest.Rule{Ops: devtest.OpFUA})
 	f.Release()
 	if err := result(t, first); err != nil {
@@ -191,18 +181,6 @@ func TestGroupCommit(t *testing.T) {
 	}
 	snap.close()
 	org.close()
-}
-
-// await waits until a condition holds that other goroutines bring about.
-func await(t testing.TB, ok func() bool) {
-	t.Helper()
-	ctx := soon(t)
-	for !ok() {
-		if ctx.Err() != nil {
-			t.Fatal("it never happens")
-		}
-		time.Sleep(100 * time.Microsecond)
-	}
 }
 
 // TestOriginWrite_Large: an origin write over many chunks is copied in few
@@ -285,7 +263,9 @@ func TestOriginWrite_SharedRead(t *testing.T) {
 
 // TestLimit: a request waits while too many chunks are in the making, and can
 // give up.
-func TestLimit(t *testing.T) {
+func TestLimit(t *testing.T) { synctest.Test(t, testLimit) }
+
+func testLimit(t *testing.T) {
 	const sectors = 16384
 	l := newLab(t, Options{})
 	l.mem("o", sectors)
@@ -297,16 +277,14 @@ func TestLimit(t *testing.T) {
 	for _, at := range []blockdev.Sector{0, 1000, 4096} {
 		writes = append(writes, async(func() error { return org.write(2, at, 1000) }))
 	}
-	await(t, func() bool { u := snap.snap().Usage(); return u.Pending == 3000 })
+	synctest.Wait()
+	if n := snap.snap().Usage().Pending; n != 3000 {
+		t.Fatalf("%d chunks are pending", n)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	late := async(func() error { return org.Write(ctx, make([]byte, 512), 9000*512, false) })
 	own := async(func() error { return snap.Write(ctx, make([]byte, 512), 9100*512, false) })
-	await(t, func() bool {
-		s := snap.snap()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.room != nil
-	})
+	synctest.Wait() // both wait for room
 	cancel()
 	for _, ch := range []<-chan error{late, own} {
 		if err := result(t, ch); blockdev.Kind(err) != blockdev.ErrInterrupted {
@@ -329,7 +307,9 @@ func TestLimit(t *testing.T) {
 
 // TestClose_WaitsForCopies: a snapshot that is removed while an origin write
 // copies for it ends in order.
-func TestClose_WaitsForCopies(t *testing.T) {
+func TestClose_WaitsForCopies(t *testing.T) { synctest.Test(t, testClose_WaitsForCopies) }
+
+func testClose_WaitsForCopies(t *testing.T) {
 	l := newLab(t, Options{})
 	fill(t, l.mem("o", 64), 1)
 	l.mem("c", 400)
@@ -339,10 +319,9 @@ func TestClose_WaitsForCopies(t *testing.T) {
 	w := async(func() error { return org.write(2, 8, 8) })
 	awaitHanging(t, f, 1)
 	closed := async(snap.Close)
-	select {
-	case <-closed:
+	synctest.Wait()
+	if len(closed) > 0 {
 		t.Error("closed while a copy is in the making")
-	case <-time.After(20 * time.Millisecond):
 	}
 	f.SetText("")
 	f.Release()
@@ -357,7 +336,9 @@ func TestClose_WaitsForCopies(t *testing.T) {
 
 // TestResume_WaitsForOriginWrites: a snapshot becomes active between origin
 // writes, never in one.
-func TestResume_WaitsForOriginWrites(t *testing.T) {
+func TestResume_WaitsForOriginWrites(t *testing.T) { synctest.Test(t, testResume_WaitsForOriginWrites) }
+
+func testResume_WaitsForOriginWrites(t *testing.T) {
 	l := newLab(t, Options{})
 	fill(t, l.mem("o", 64), 1)
 	l.mem("c", 400)
@@ -371,12 +352,7 @@ func TestResume_WaitsForOriginWrites(t *testing.T) {
 	w := async(func() error { return org.write(2, 8, 8) })
 	awaitHanging(t, f, 1)
 	resumed := async(snap.resume)
-	await(t, func() bool {
-		g := &snap.snap().o.gate
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.shut == 1
-	})
+	synctest.Wait() // the gate is shut
 	ctx, cancel := context.WithCancel(context.Background())
 	held := async(func() error { return org.Write(ctx, make([]byte, 512), 0, false) })
 	cancel()
@@ -384,10 +360,9 @@ func TestResume_WaitsForOriginWrites(t *testing.T) {
 		t.Errorf("a write at the gate that was given up: %v", err)
 	}
 	late := async(func() error { return org.write(3, 16, 8) })
-	select {
-	case <-resumed:
+	synctest.Wait()
+	if len(resumed) > 0 || len(late) > 0 {
 		t.Error("resumed while an origin write runs")
-	case <-time.After(20 * time.Millisecond):
 	}
 	f.Release()
 	for _, ch := range []<-chan error{w, resumed, late} {
