@@ -50,8 +50,9 @@
 // writes so. Beyond the kernel:
 //
 //   - The header that says invalid is durable before the origin write goes on.
-//     Where it cannot be written, the sidecar of the COW file says it, and a
-//     restart ([target.Env.Restoring]) listens to it.
+//     Where it cannot be written, the sidecar of the COW file says it, and where
+//     there is none the record of the daemon ([target.Breaker]); a restart
+//     ([target.Env.Restoring]) listens to both.
 //   - A read that is under way when a copy fails gets an error, not the data of
 //     the origin write.
 //   - No room for the next metadata area is found before the last entry of an

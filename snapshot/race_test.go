@@ -12,14 +12,6 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
 )
 
-// hanging makes requests to the device of that name hang by a rule until they
-// are released.
-func (l *lab) hanging(name, rule string) *devtest.Fault {
-	f := l.fault(name)
-	f.SetText(rule + " hang")
-	return f
-}
-
 // async runs f and gives its result when it is there.
 func async(f func() error) <-chan error {
 	ch := make(chan error, 1)
