@@ -212,3 +212,44 @@ func TestInvalid_WhenTheHeaderCannotBeWritten(t *testing.T) {
 		t.Errorf("header after a restart: %+v %v", h, err)
 	}
 }
+
+// The sidecar of a file that was replaced says nothing about the new one.
+func TestRestore_MarkOfAnotherFile(t *testing.T) {
+	dir := t.TempDir()
+	old, path := filepath.Join(dir, "old"), filepath.Join(dir, "cow")
+	for _, p := range []string{old, path} {
+		if err := os.WriteFile(p, make([]byte, 400*512), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := MarkSidecarInvalid(old, "gone", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), 1)
+	h, err := blockdev.NewPool(blockdev.PoolOptions{}).Open(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	l.devs[path] = h
+	line := "0 64 snapshot o " + path + " P 8"
+	l.live(line).close()
+	if err := os.Rename(SidecarPath(old), SidecarPath(path)); err != nil {
+		t.Fatal(err)
+	}
+	snap := l.live(line, restoring)
+	wantStatus(t, snap, "16/400 16")
+	snap.want(1, 0, 8)
+	snap.close()
+	// A mark that follows is one of this file.
+	if err := MarkSidecarInvalid(path, "lost", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if side, err := ReadSidecar(path); err != nil || side.Invalid == nil || side.Invalid.Reason != "lost" {
+		t.Fatalf("%+v %v", side, err)
+	}
+	snap = l.live(line, restoring)
+	wantStatus(t, snap, "Invalid")
+	snap.close()
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"golang.org/x/sys/unix"
 )
 
 // SidecarSuffix is added to the path of a COW file to get that of its sidecar.
@@ -156,6 +157,13 @@ func MarkSidecarInvalid(cow, reason string, now time.Time) error {
 	s, err := ReadSidecar(cow)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && blockdev.Kind(err) != blockdev.ErrInvalid {
 		return err
+	}
+	var st unix.Stat_t
+	if unix.Stat(cow, &st) == nil && s.Inode != st.Ino {
+		if s.Inode != 0 { // it was left beside another file
+			s = Sidecar{}
+		}
+		s.Inode = st.Ino
 	}
 	if s.Invalid != nil {
 		return nil
