@@ -148,6 +148,47 @@ func TestLockRunDir(t *testing.T) {
 	l.Close()
 }
 
+// TestRemoveDeadSocket: what a killed daemon left goes; the file of somebody
+// else and the socket of a daemon that lives stay.
+func TestRemoveDeadSocket(t *testing.T) {
+	dir := t.TempDir()
+	file, dead, live := filepath.Join(dir, "file"), filepath.Join(dir, "dead"), filepath.Join(dir, "live")
+	if err := os.WriteFile(file, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dead, live} {
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		if path == dead {
+			l.Close()
+		} else {
+			defer l.Close()
+		}
+	}
+	for path, want := range map[string]struct {
+		code int
+		text string
+		gone bool
+	}{
+		file:                       {exitFailed, "is no socket", false},
+		dir:                        {exitFailed, "is no socket", false},
+		live:                       {exitBusy, "somebody answers", false},
+		dead:                       {0, "", true},
+		filepath.Join(dir, "none"): {0, "", true},
+	} {
+		err := removeDeadSocket(path)
+		if exitCode(err) != want.code || err != nil && !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: %v", path, err)
+		}
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) != want.gone {
+			t.Errorf("%s afterwards: %v", path, err)
+		}
+	}
+}
+
 func TestNotify(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "n")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -321,7 +362,11 @@ func TestServeOptions(t *testing.T) {
 	for want, o := range map[string]serveOptions{
 		"--log-level loud": {runDir: "/x", logLevel: "loud"},
 		"--major 5000":     {runDir: "/x", logLevel: "info", major: 5000},
-		"":                 {runDir: "/x", logLevel: "debug", major: 240},
+		"--mount /x: ":     {runDir: "/x", socket: "/y/s", logLevel: "info", mount: "/x"},
+		"--mount /a: ":     {runDir: "/a/b", socket: "/y/s", logLevel: "info", mount: "/a"},
+		"would cover /b/s": {runDir: "/x", socket: "/b/s", logLevel: "info", mount: "/b"},
+		"has 108 bytes":    {runDir: "/x", socket: "/" + strings.Repeat("s", 107), logLevel: "info"},
+		"":                 {runDir: "/x", logLevel: "debug", major: 240, socket: "/" + strings.Repeat("s", 106)},
 	} {
 		_, err := o.check()
 		if want == "" {

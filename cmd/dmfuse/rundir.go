@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,4 +125,37 @@ func lockRunDir(dir string) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// maxSocketPath is the longest path a unix socket can be bound to: sun_path
+// has 108 bytes, the last of which ends it (unix(7)).
+const maxSocketPath = 107
+
+// removeDeadSocket takes away what a daemon that was killed left at path: a
+// socket on which nobody listens. With --socket, path can be anybody's: the
+// socket of a daemon that lives would be lost to its users, and another file
+// for ever, so both are refused.
+func removeDeadSocket(path string) error {
+	const next = "choose another path with --socket"
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("the control socket cannot be made: %w", err)
+	case fi.Mode().Type() != os.ModeSocket:
+		return fail(exitFailed, fmt.Errorf("the control socket cannot be made: %s exists, and is no socket", path), next)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		err = errors.New("somebody answers")
+		_ = c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fail(exitBusy, fmt.Errorf("the control socket cannot be made: %s is in use: %w", path, err), next)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the old control socket cannot be taken away: %w", err)
+	}
+	return nil
 }

@@ -77,6 +77,15 @@ func (o *serveOptions) check() (logrus.Level, error) {
 	if o.mount, err = cleanAbs(o.mount); err != nil {
 		return 0, err
 	}
+	for _, p := range []string{o.runDir, o.socket} {
+		if within(o.mount, p) {
+			return 0, usagef("--mount %s: the mount would cover %s, which the daemon needs", o.mount, p)
+		}
+	}
+	if len(o.socket) > maxSocketPath {
+		return 0, usagef("the path of the control socket, %s, has %d bytes, and the kernel takes %d: choose a shorter one with --socket or --run-dir",
+			o.socket, len(o.socket), maxSocketPath)
+	}
 	return level, nil
 }
 
@@ -185,8 +194,8 @@ func (d *daemon) restore() error {
 // listen puts the control socket in place. It comes last: who gets an answer
 // finds the devices restored and their files in place.
 func (d *daemon) listen() error {
-	if err := os.Remove(d.o.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the old control socket cannot be taken away: %w", err)
+	if err := removeDeadSocket(d.o.socket); err != nil {
+		return err
 	}
 	// The socket is made without rights for others: there is no moment at
 	// which they could connect. Nothing else of this process makes files now.
