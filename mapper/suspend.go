@@ -47,10 +47,14 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	if t != nil {
 		t.presuspend(o.NoFlush)
 	}
-	undo := func(err error) error {
+	// The targets hear of the undo before a request reaches them again.
+	undo := func(err error, shut bool) error {
 		d.noflush.Store(false)
 		if t != nil {
 			t.presuspendUndo()
+		}
+		if shut {
+			d.gate.open()
 		}
 		return fmt.Errorf("suspend of %s: %w", d.Name(), err)
 	}
@@ -58,7 +62,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	// was written meanwhile, is short.
 	if flush {
 		if err := d.suspendFlush(ctx, t); err != nil {
-			return undo(err)
+			return undo(err, false)
 		}
 	}
 	d.gate.shut()
@@ -68,8 +72,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 		d.clean.Store(err == nil && !d.flushFailed())
 	}
 	if err != nil {
-		d.gate.open()
-		return undo(err)
+		return undo(err, true)
 	}
 	d.mu.Lock()
 	d.suspended = true
