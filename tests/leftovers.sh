@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
-# Finds what a test left behind: fuse.dmfuse mounts, loop devices on their files
-# or on files of a test directory (dmfuse-test-*), and dmfuse processes.
+# Finds what a test left behind: mounts and loop devices on files in a directory
+# of a test, and daemons built in this checkout. What somebody else runs on the
+# same machine is no concern of it.
 #
 #   leftovers.sh mark    remember what is there now in bin/leftovers
 #   leftovers.sh check   fail when something is there that was not marked
 set -euo pipefail
 cd "$(dirname "$0")/.."
+root=$(pwd -P)
+
+# Directories of tests: those of the harness, of go test, of the demo.
+ours='/(dmfuse-test-|dmfuse-demo\.|Test[A-Za-z0-9_]+[0-9]+/)'
 
 list() {
-	# Mounts: ours, and file systems mounted inside a test directory.
-	awk '{ if ($3 == "fuse.dmfuse" || $2 ~ /\/dmfuse-test-/) print "mount " $2 }' /proc/mounts
+	awk -v ours="$ours" '$2 ~ ours || $2 "/" ~ ours { print "mount " $2 }' /proc/mounts
 	# Loop devices: the backing file is named in sysfs.
 	for f in /sys/block/loop*/loop/backing_file; do
-		[ -e "$f" ] || continue
-		read -r back <"$f" || continue
+		{ read -r back <"$f"; } 2>/dev/null || continue
 		dev=${f#/sys/block/}
-		case "$back" in
-		*/dmfuse-test-*) echo "loop /dev/${dev%%/*} $back" ;;
-		*) grep -qE "^[^ ]+ ($(dirname "$back")) fuse\.dmfuse" /proc/mounts && echo "loop /dev/${dev%%/*} $back" ;;
-		esac
+		if [[ $back =~ $ours ]]; then echo "loop /dev/${dev%%/*} $back"; fi
 	done
-	# Processes, by the name of their program; zombies do not count.
+	# Processes, by their program; it may have been built anew since.
 	for p in /proc/[0-9]*; do
-		{ read -r name <"$p/comm"; } 2>/dev/null || continue
-		case "$name" in dmfuse | dmfuse-race | linux.uml) ;; *) continue ;; esac
-		grep -q '^State:.*Z' "$p/status" 2>/dev/null && continue
-		echo "process ${p#/proc/} $name"
+		exe=$(readlink "$p/exe" 2>/dev/null) || continue
+		case "$exe" in
+		"$root"/bin/*) echo "process ${p#/proc/} $exe" ;;
+		*/linux.uml) tr '\0' ' ' <"$p/cmdline" 2>/dev/null | grep -q dmfuse-test- && echo "process ${p#/proc/} $exe" ;;
+		esac
 	done
 	return 0
 }
