@@ -21,13 +21,12 @@ list() {
 		if [[ $back =~ $ours ]]; then echo "loop /dev/${dev%%/*} $back"; fi
 	done
 	# Processes, by their program; it may have been built anew since.
-	for p in /proc/[0-9]*; do
-		exe=$(readlink "$p/exe" 2>/dev/null) || continue
+	find /proc/[0-9]*/exe -maxdepth 0 -printf '%h %l\n' 2>/dev/null | while read -r p exe; do
 		case "$exe" in
 		"$root"/bin/*) echo "process ${p#/proc/} $exe" ;;
-		*/linux.uml) tr '\0' ' ' <"$p/cmdline" 2>/dev/null | grep -q dmfuse-test- && echo "process ${p#/proc/} $exe" ;;
+		*/linux.uml) if tr '\0' ' ' <"$p/cmdline" 2>/dev/null | grep -q dmfuse-test-; then echo "process ${p#/proc/} $exe"; fi ;;
 		esac
-	done
+	done || true
 	return 0
 }
 
@@ -40,9 +39,10 @@ check)
 	mkdir -p bin
 	[ -e bin/leftovers ] || : >bin/leftovers
 	# A daemon told to stop may need a moment; ten seconds are plenty.
-	for _ in $(seq 50); do
+	while :; do
 		left=$(list | sort | comm -13 bin/leftovers -)
 		[ -n "$left" ] || exit 0
+		[ $SECONDS -lt 10 ] || break
 		sleep 0.2
 	done
 	echo "left behind:"
