@@ -117,10 +117,10 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 		released: make(chan struct{}),
 		// With nosync the kernel notices before the table is live that all is in
 		// sync: there is no event.
-		inSync: p.word == syncNone,
+		inSync:    word(env, p) == syncNone,
+		suspended: true,
 	}
-	m.suspended = true
-	m.dirty = newLog(Region((uint64(env.Length)+uint64(p.region)-1)/uint64(p.region)), p.word)
+	m.dirty = newLog(Region((uint64(env.Length)+uint64(p.region)-1)/uint64(p.region)), word(env, p))
 	m.dirty.hooks = o.Hooks
 	if err := m.open(); err != nil {
 		return nil, err
@@ -129,6 +129,17 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 	m.throttle = kcopyd.NewThrottle(m.policies.Throttle)
 	m.copier, err = kcopyd.New(kcopyd.Options{Pages: m.o.CopyPages, Throttle: m.throttle})
 	return m, err
+}
+
+// word is the last argument of the log, as far as it counts: when a killed
+// daemon comes back the legs may differ where writes were under way, whatever
+// the table said when the mirror was made. The log on a device knows where;
+// without one all is copied (promise 9).
+func word(env *target.Env, p params) syncWord {
+	if env.Restoring {
+		return syncDefault
+	}
+	return p.word
 }
 
 func (o Options) withDefaults() Options {

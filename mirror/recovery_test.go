@@ -290,3 +290,38 @@ func TestMessages(t *testing.T) {
 		t.Error("the throttle was not set")
 	}
 }
+
+// TestRestoring: after a daemon was killed the log counts, not the word nosync
+// in the table; without a log everything is copied.
+func TestRestoring(t *testing.T) {
+	restoring := func(e *target.Env) { e.Restoring = true }
+	for _, c := range []struct{ line, status string }{
+		{"0 64 mirror disk 3 log 16 nosync 2 a 0 b 0", "2 a b 3/4 1 AA 3 disk log A"},
+		{"0 64 mirror disk 3 log 16 sync 2 a 0 b 0", "2 a b 3/4 1 AA 3 disk log A"},
+		{"0 64 mirror core 2 16 nosync 2 a 0 b 0", "2 a b 0/4 1 AA 1 core"},
+	} {
+		l := newLab(t, Options{})
+		fill(t, l.mem("a", 64), 1)
+		fill(t, l.mem("b", 64), 2)
+		p := make([]byte, 2048)
+		Header{logMagic, 2, 4}.encode(p)
+		p[offBits] = 0b1101 // region 1 was being written
+		put(t, l.mem("log", 4), p, 0)
+		f := l.fault("b")
+		f.SetText("write,zero hang")
+		tb := l.live(c.line, restoring)
+		if s := tb.Status(target.StatusInfo); s != c.status {
+			t.Errorf("%s: %q, want %q", c.line, s, c.status)
+		}
+		f.Set()
+		f.Release()
+		tb.settled()
+		tb.close()
+		if got := content(t, l.devs["b"])[16*512 : 32*512]; !bytes.Equal(got, devtest.Pattern(1, 16, 16)) {
+			t.Errorf("%s: region 1 was not copied", c.line)
+		}
+		if got := tb.Status(target.StatusTable); "0 64 mirror "+got != c.line {
+			t.Errorf("table %q", got)
+		}
+	}
+}
