@@ -30,9 +30,13 @@ type unit struct {
 	one [1]exception // of es, if it is the only one
 }
 
-func newUnit(origin bool) *unit {
+// newUnit is an empty unit with room for n exceptions.
+func newUnit(origin bool, n int) *unit {
 	u := &unit{origin: origin, done: make(chan struct{})}
 	u.es = u.one[:0]
+	if n > 1 {
+		u.es = make([]exception, 0, n)
+	}
 	return u
 }
 
@@ -66,7 +70,7 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 				return own, others, err
 			}
 			if own == nil {
-				own = newUnit(origin)
+				own = newUnit(origin, int(last-at)+1)
 				s.queue = append(s.queue, own)
 			}
 			own.es = append(own.es, exception{at, to})
