@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plain is a FUSE server for one file that does nothing but pread and pwrite:
-// what one can have at best over go-fuse. It is mounted with the same options
+// Plain is a FUSE server for one file that does nothing but pread, pwrite and
+// fdatasync: what one can have at best over go-fuse. It is mounted with the same options
 // as package fs uses.
 type Plain struct {
 	fuse.RawFileSystem
@@ -115,4 +115,9 @@ func (p *Plain) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 func (p *Plain) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	n, err := unix.Pwrite(p.fd, data, int64(in.Offset))
 	return uint32(max(n, 0)), fuse.ToStatus(err)
+}
+
+// Fsync is fdatasync.
+func (p *Plain) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return fuse.ToStatus(unix.Fdatasync(p.fd))
 }
