@@ -229,6 +229,9 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 		if err != nil {
 			return nil, err
 		}
+		if replaced(b) {
+			return nil, Errorf(CodeInvalid, "a name, path or word is not valid UTF-8: the control API cannot pass it on; use a link with another name")
+		}
 		body = bytes.NewReader(b)
 	}
 	u := url.URL{Scheme: "http", Host: "dmfuse", Path: path, RawQuery: q.Encode()}
@@ -249,6 +252,22 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 		return nil, replyError(resp)
 	}
 	return resp, nil
+}
+
+// replaced says whether encoding/json put the replacement character in place of
+// bytes that are no UTF-8: it writes that as an escape, and a real U+FFFD as it
+// is. The daemon would take the name of something else for what was meant.
+func replaced(b []byte) bool {
+	for i := 0; i < len(b); i++ {
+		if b[i] != '\\' {
+			continue
+		}
+		if bytes.HasPrefix(b[i+1:], []byte("ufffd")) {
+			return true
+		}
+		i++ // what is escaped, so that of \\ufffd the second backslash begins nothing
+	}
+	return false
 }
 
 // lost says why there is no reply.

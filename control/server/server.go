@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -161,8 +163,8 @@ func (s *Server) admit(r *http.Request) error {
 
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	e := wireError(err)
-	s.log.WithFields(logrus.Fields{"route": r.Method + " " + r.URL.RequestURI(), "code": e.Code, "device": e.Device}).
-		Info(e.Message)
+	s.log.WithFields(logrus.Fields{"route": shorten(r.Method + " " + r.URL.RequestURI()), "code": e.Code, "device": shorten(e.Device)}).
+		Info(shorten(e.Message))
 	writeJSON(w, e.Code.HTTPStatus(), control.ErrorReply{Error: e})
 }
 
@@ -177,6 +179,16 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(append(b, '\n')) // an error here: the caller went away
 }
 
+// shorten cuts what a caller chose for the log: a request of megabytes must not
+// fill the disk of the log.
+func shorten(text string) string {
+	const limit = 1024
+	if len(text) <= limit {
+		return text
+	}
+	return fmt.Sprintf("%s... (%d bytes)", strings.ToValidUTF8(text[:limit], ""), len(text))
+}
+
 // body decodes the JSON body of a request. Fields that are not known are
 // refused: a caller that spells one wrong must not get half of what it wants.
 func body(r *http.Request, into any) error {
@@ -184,6 +196,9 @@ func body(r *http.Request, into any) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		return control.Errorf(control.CodeInvalid, "the body of the request is not valid: %v", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return control.Errorf(control.CodeInvalid, "the body of the request is not valid: there is more after the first value")
 	}
 	return nil
 }

@@ -1,0 +1,73 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/dmfuse/dmfuse/control/server"
+)
+
+// lockedBuffer takes the log while requests run.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Len()
+}
+
+// TestOddBodies: more than one value is refused as a whole, and a name of a
+// megabyte neither makes a device nor fills the log.
+func TestOddBodies(t *testing.T) {
+	var out lockedBuffer
+	log := logrus.New()
+	log.SetOutput(&out)
+	b := newBench(t, func(o *server.Options) { o.Log = log })
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", b.socket)
+	}}
+	defer tr.CloseIdleConnections()
+	for text, want := range map[string]string{
+		`{"name":"a"} {"name":"b"}`:                           "more after the first value",
+		`{"name":"a"}]`:                                       "not valid",
+		`{"name":"` + strings.Repeat("n", 1<<20) + `"}`:       "at most 127",
+		`{"name":"a","` + strings.Repeat("f", 1<<20) + `":1}`: "unknown field",
+	} {
+		req, err := http.NewRequestWithContext(b.ctx, http.MethodPost, "http://d/v1/device/create", strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusBadRequest || !bytes.Contains(answer, []byte(want)) {
+			t.Errorf("%.40s: %d %.100s %v", text, resp.StatusCode, answer, err)
+		}
+	}
+	if n := len(b.m.Devices()); n != 0 {
+		t.Errorf("%d devices were made", n)
+	}
+	if n := out.Len(); n == 0 || n > 20_000 {
+		t.Errorf("the log has %d bytes", n)
+	}
+}
