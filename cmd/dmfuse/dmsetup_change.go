@@ -231,7 +231,12 @@ func (d *dm) wait(args []string) error {
 	}
 	nr := uint32(0)
 	if len(rest) > 0 {
-		nr = uint32(atoi(rest[len(rest)-1]))
+		text := rest[len(rest)-1]
+		nr = uint32(atoi(text))
+		// dmsetup takes every word; what is no number would wait for the wrong event.
+		if _, err := strconv.ParseUint(text, 10, 32); err != nil && d.people {
+			return usagef("wait: %q is no event number: give one of 0 to 4294967295, as info prints it", text)
+		}
 	}
 	if d.c == nil {
 		return failed("waitevent", key, noDevice(key))
