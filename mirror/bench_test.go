@@ -116,7 +116,7 @@ func BenchmarkRecover(b *testing.B) {
 	for range b.N {
 		tb := l.live(fmt.Sprintf("0 %d mirror core 1 1024 2 a 0 b 0", size))
 		for !tb.dirty.complete() {
-			time.Sleep(100 * time.Microsecond)
+			time.Sleep(100 * time.Microsecond) // sleep: between looks at the progress
 		}
 		tb.close()
 	}

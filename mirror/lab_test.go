@@ -185,7 +185,7 @@ func (tb *table) check(seed uint64, start, count blockdev.Sector) error {
 // until waits for a condition.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !ok(); time.Sleep(200 * time.Microsecond) {
+	for end := time.Now().Add(limit); !ok(); time.Sleep(200 * time.Microsecond) { // sleep: between looks, with a limit
 		if time.Now().After(end) {
 			t.Fatalf("%s: not in %v", what, limit)
 		}

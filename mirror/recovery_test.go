@@ -150,7 +150,7 @@ func TestRecovery_Throttle(t *testing.T) {
 	l.mem("b", 64<<11)
 	l.devs["b"] = devtest.NewFaultText(l.devs["b"], "write delay=2ms")
 	tb := l.live(fmt.Sprintf("0 %d mirror core 1 2048 2 a 0 b 0", 64<<11))
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(20 * time.Millisecond) // sleep: without a limit the recovery would be over
 	if r := tb.Report(); r.InSync == r.Regions {
 		t.Error("1 percent is no limit")
 	}
