@@ -47,6 +47,7 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 		return nil, r.Context().Err()
 	}
 	run := &applyRun{s: s, made: map[string]int{}}
+	run.reply.Results = []control.StepResult{} // an empty list, not null
 	defer run.close(r.Context())
 	for i, st := range req.Steps {
 		// The caller may have gone between two steps.

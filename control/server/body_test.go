@@ -71,3 +71,41 @@ func TestOddBodies(t *testing.T) {
 		t.Errorf("the log has %d bytes", n)
 	}
 }
+
+// TestOddRequests: requests that are JSON and no use are refused as invalid,
+// and an apply of nothing answers an empty list.
+func TestOddRequests(t *testing.T) {
+	b := newBench(t, nil)
+	b.make("a", line(0, 8, "error"))
+	b.make("b", line(0, 8, "error"))
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", b.socket)
+	}}
+	defer tr.CloseIdleConnections()
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{http.MethodPost, "device/discard?name=a", `{"length_bytes":-2}`, http.StatusBadRequest, `"code":"invalid"`},
+		{http.MethodGet, "device?name=a&name=b", "", http.StatusBadRequest, `\"name\" is given 2 times`},
+		{http.MethodGet, "device/table?name=a&inactive=0&inactive=1", "", http.StatusBadRequest, `\"inactive\" is given 2 times`},
+		{http.MethodPost, "device/flush?minor=0&minor=1", "{}", http.StatusBadRequest, `"code":"invalid"`},
+		{http.MethodPost, "apply", `{"steps":[]}`, http.StatusOK, `{"results":[]}`},
+		{http.MethodPost, "apply", `{}`, http.StatusOK, `{"results":[]}`},
+	} {
+		req, err := http.NewRequestWithContext(b.ctx, c.method, "http://d/v1/"+c.path, strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != c.status || !bytes.Contains(answer, []byte(c.want)) {
+			t.Errorf("%s %s: %d %s %v", c.path, c.body, resp.StatusCode, answer, err)
+		}
+	}
+}

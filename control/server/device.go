@@ -10,9 +10,15 @@ import (
 	"github.com/dmfuse/dmfuse/target"
 )
 
-// keyOf reads the device a request is about from its query.
+// keyOf reads the device a request is about from its query. What is given twice
+// is refused: which of the two is meant is not known.
 func keyOf(r *http.Request) (control.Key, error) {
 	q := r.URL.Query()
+	for name, values := range q {
+		if len(values) > 1 {
+			return control.Key{}, control.Errorf(control.CodeInvalid, "%q is given %d times in the query", name, len(values))
+		}
+	}
 	key := control.Key{Name: q.Get("name"), UUID: q.Get("uuid")}
 	if m := q.Get("minor"); m != "" {
 		n, err := strconv.Atoi(m)
@@ -200,6 +206,9 @@ func (s *Server) discard(r *http.Request) (any, error) {
 		return nil, err
 	}
 	off, n, size := req.OffsetBytes, req.LengthBytes, d.Size()
+	if n < -1 {
+		return nil, control.Errorf(control.CodeInvalid, "length_bytes %d is no length; -1 means up to the end", n)
+	}
 	if n < 0 {
 		n = size - off
 	}
