@@ -92,7 +92,6 @@ type rig struct {
 	dir    string
 	mems   map[string]*blockdev.Mem // leg0, leg1, leg2, log
 	faults map[string]*devtest.Fault
-	next   string // 253:N of the next device between
 	m      *table // the live table
 	loaded *table // the other one
 	bg     <-chan error
@@ -333,7 +332,7 @@ func (r *rig) dmsetup(argv []string) (string, error) {
 		return "", err
 	case "resume":
 		r.m.resume()
-		if r.bg != nil && len(r.bg) == 1 {
+		if len(r.bg) == 1 {
 			if err := <-r.bg; errors.Is(err, target.ErrRequeue) {
 				m := r.m
 				r.bg = start(func() error { return m.write(80, 300, 8) })
