@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/target/basic"
@@ -99,7 +101,7 @@ func newLab(t *testing.T) *lab {
 
 // newTypes are the targets of this version.
 func newTypes() *target.Set {
-	return target.NewSet(append(snapshot.NewGroup(snapshot.Options{}).Types(), basic.Types()...)...)
+	return target.NewSet(slices.Concat(basic.Types(), snapshot.NewGroup(snapshot.Options{}).Types(), mirror.Types(mirror.Options{}))...)
 }
 
 // bareHost describes a machine without devices: those of the one that runs the
