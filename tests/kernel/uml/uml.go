@@ -34,7 +34,7 @@ var Modules = []string{"dm-mod", "dm-bufio", "dm-snapshot"}
 type Machine struct {
 	Disks []string // files; disk i is Disk(i)
 	Steps []plan.Step
-	Limit time.Duration // from boot to halt; 0 is two minutes
+	Limit time.Duration // from boot to halt; 0 is four minutes
 }
 
 // Disk is the device number of file i inside the machine.
@@ -133,7 +133,7 @@ func (m Machine) run(t testing.TB, dir string, args []string) string {
 	}
 	limit := m.Limit
 	if limit == 0 {
-		limit = 2 * time.Minute
+		limit = 4 * time.Minute
 	}
 	var console bytes.Buffer
 	cmd := exec.Command("linux.uml", args...)
