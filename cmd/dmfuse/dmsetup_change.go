@@ -277,23 +277,35 @@ func (d *dm) mangle(args []string) error {
 	if err != nil || len(infos) == 0 {
 		return said{exitFailed}
 	}
+	d.jsonKey = "devices"
 	for _, i := range infos {
 		name, err := mangleAuto.mangle(i.Name, "name", maxName)
 		if err != nil {
 			return d.plain(exitFailed, "%v", err)
 		}
-		uuid := i.UUID
-		if uuid == "" {
-			uuid = "[no UUID]"
-		}
+		d.showMangle(i, name)
 		if name == i.Name {
-			fmt.Fprintf(d.stdout, "%s: %s: name already in correct form\n", i.Name, uuid)
 			continue
 		}
-		fmt.Fprintf(d.stdout, "%s: renaming to %s\n", i.Name, name)
 		if _, err := d.do(control.Step{Op: control.OpRename, Key: control.ByName(i.Name), NewName: name}); err != nil {
 			return failed("rename", control.ByName(i.Name), err)
 		}
 	}
 	return nil
+}
+
+// showMangle tells which name mangle gives to a device.
+func (d *dm) showMangle(i control.Info, name string) {
+	uuid := i.UUID
+	if uuid == "" {
+		uuid = "[no UUID]"
+	}
+	switch {
+	case d.json:
+		d.jsonOut = append(d.jsonOut, map[string]any{"name": name, "old_name": i.Name, "uuid": i.UUID, "renamed": name != i.Name})
+	case name == i.Name:
+		fmt.Fprintf(d.stdout, "%s: %s: name already in correct form\n", i.Name, uuid)
+	default:
+		fmt.Fprintf(d.stdout, "%s: renaming to %s\n", i.Name, name)
+	}
 }

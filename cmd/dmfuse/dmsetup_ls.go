@@ -181,12 +181,17 @@ func printTarget(d *dm, t control.TargetType) {
 }
 
 func (d *dm) targetVersion(args []string) error {
+	d.jsonKey = "targets"
 	list, err := d.targetList()
 	if err != nil {
 		return failed("target-version", control.Key{}, err)
 	}
 	for _, t := range list {
 		if t.Name == args[0] {
+			if d.json {
+				d.jsonOut = append(d.jsonOut, t)
+				return nil
+			}
 			printTarget(d, t)
 			return nil
 		}
