@@ -85,7 +85,18 @@ func (s *session) resolveBase(p place) (baseOf, error) {
 	return baseOf{lower, &m, p.size}, err
 }
 
+// checkFreezeLimit refuses a limit that is over before anything is frozen.
+func (o *createOptions) checkFreezeLimit() error {
+	if o.freezeLimit <= 0 {
+		return usagef("--freeze-limit %v: expected a time longer than nothing, as 30s or 2m; --no-freeze freezes nothing", o.freezeLimit)
+	}
+	return nil
+}
+
 func (a *app) snapshotCreate(ctx context.Context, o createOptions) error {
+	if err := o.checkFreezeLimit(); err != nil {
+		return err
+	}
 	if err := o.cow.check(); err != nil {
 		return err
 	}

@@ -48,6 +48,9 @@ type openOptions struct {
 }
 
 func (a *app) snapshotOpen(ctx context.Context, o openOptions) error {
+	if err := o.create.checkFreezeLimit(); err != nil {
+		return err
+	}
 	s, err := a.look(ctx)
 	if err != nil {
 		return err
