@@ -23,7 +23,7 @@ func aims() []aim {
 		{Row: "memory/1M-read-d16", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
 		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1},
 		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
-		{Row: "memory/1M-write-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1},
+		{Row: "memory/1M-write-d16", Subject: nameSnap64k, Against: nameQcow64k, AtLeast: 1},
 		{Row: "memory/1M-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
 	}
 }
