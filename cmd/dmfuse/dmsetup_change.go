@@ -274,7 +274,10 @@ func (d *dm) mknodes([]string) error { return nil }
 // cannot have.
 func (d *dm) mangle(args []string) error {
 	infos, err := d.infos(args)
-	if err != nil || len(infos) == 0 {
+	switch {
+	case err != nil && d.people:
+		return err
+	case err != nil || len(infos) == 0: // dmsetup says nothing
 		return said{exitFailed}
 	}
 	d.jsonKey = "devices"

@@ -97,6 +97,9 @@ func (m mangling) show(s string) string {
 
 // newName is the name for a device that is to be made or renamed to.
 func (d *dm) newName(name string) (string, error) {
+	if d.people && name == "" {
+		return "", errEmptyName()
+	}
 	if strings.Contains(name, "/") {
 		return "", d.plain(exitUsage, "Name \"%s\" invalid. It contains \"/\".", name)
 	}
@@ -123,6 +126,10 @@ func (d *dm) newUUID(uuid string) (string, error) {
 // Without an argument -u, or -j with -m, name it.
 func (d *dm) argKey(arg string, given bool) (control.Key, error) {
 	switch {
+	case d.people && given && arg == "":
+		return control.Key{}, errEmptyName()
+	case d.people && !given && d.o.on("uuid") && d.o.value["uuid"] == "":
+		return control.Key{}, usagef("the uuid is empty")
 	case given && strings.Contains(arg, "/"):
 		return d.pathKey(arg)
 	case given:

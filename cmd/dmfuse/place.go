@@ -186,11 +186,15 @@ func sameFile(path string, p place) bool {
 	return st.Dev == p.stat.Dev && st.Ino == p.stat.Ino
 }
 
+// errEmptyName is the refusal of an empty word where a name is expected, as a
+// script writes it with a variable that is not set.
+func errEmptyName() error { return usagef("the name is empty") }
+
 // checkName refuses what cannot be the name of a device.
 func checkName(name string) error {
 	switch {
 	case name == "":
-		return usagef("the name of a device cannot be empty")
+		return errEmptyName()
 	case len(name) > 127:
 		return usagef("the name %.20q… has %d bytes; at most 127 are possible", name, len(name))
 	case strings.Contains(name, "/"):

@@ -54,7 +54,29 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddCommand(newServeCommand(a), newShutdownCommand(a), newVersionCommand(a), newEventsCommand(a), newDmsetupNameCommand())
 	root.AddCommand(dmsetupCommands(a)...)
 	root.AddCommand(peopleCommands(a)...)
+	strictCompletion(root)
 	return root
+}
+
+// strictCompletion makes cobra's verb for completion refuse what it does not
+// know: by itself it prints its help and ends well, and a script that sources
+// the answer has nothing.
+func strictCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	c, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return
+	}
+	var shells []string
+	for _, shell := range c.Commands() {
+		shell.Args = asUsage(cobra.NoArgs)
+		shells = append(shells, shell.Name())
+	}
+	c.Use = "completion SHELL"
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(*cobra.Command, []string) error {
+		return usagef("completion needs one of the shells %s", strings.Join(shells, ", "))
+	}
 }
 
 // unknownVerb answers words that are no verb, or none at all.

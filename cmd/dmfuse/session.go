@@ -102,6 +102,9 @@ func (s *session) loadAll(ctx context.Context, statuses bool) error {
 
 // device reads one device with its table; exit code 3 when there is none.
 func (s *session) device(ctx context.Context, name string) (mapped, error) {
+	if name == "" {
+		return mapped{}, errEmptyName()
+	}
 	if s.c == nil {
 		return mapped{}, noSuchDevice(name)
 	}

@@ -237,6 +237,9 @@ func (a *app) snapshotCalled(ctx context.Context, name string) (*session, mapped
 		return nil, mapped{}, err
 	}
 	m, ok := s.called(name)
+	if name == "" {
+		return nil, m, errEmptyName()
+	}
 	if !ok {
 		return nil, m, noSuchDevice(name)
 	}

@@ -26,6 +26,9 @@ with every reason; --damaged opens it all the same, best with --read-only.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.cow, o.create.origin = args[0], args[1]
 			if len(args) == 3 {
+				if args[2] == "" {
+					return errEmptyName()
+				}
 				o.create.name = args[2]
 			}
 			return a.snapshotOpen(cmd.Context(), o)
