@@ -66,7 +66,13 @@ layers: ## import rules and the project's own lint
 # --- tests -------------------------------------------------------------------
 
 .PHONY: test
-test: unit test-root ## unit tests, then those with the real program: mounts, command line, crash and stress (short)
+test: deps unit test-root ## unit tests, then those with the real program: mounts, command line, crash and stress (short)
+
+# As root on Debian only; elsewhere, and without a network, the tests do without
+# and say what they skip.
+.PHONY: deps
+deps: ## installs the Debian packages the tests use, where that is possible
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/install || echo "make: going on without"; fi
 
 .PHONY: unit
 unit: ## all packages that need neither root nor FUSE; includes the kernel vectors

@@ -56,8 +56,10 @@ fsck_of() { # the file system on a device, read through the device file; nothing
 	ok "fsck -fn of $1 is clean"
 }
 
+PATH=$PATH:/usr/sbin:/sbin
 [ "$(id -u)" = 0 ] || { echo "demo: mounting needs root" >&2; exit 1; }
 [ -x "$dm" ] || { echo "demo: $dm is missing; run make build" >&2; exit 1; }
+command -v mkfs.ext4 >/dev/null || apt-get -q -y install e2fsprogs || { echo "demo: mkfs.ext4 is missing (package e2fsprogs)" >&2; exit 1; }
 mkdir -p "$origin_mnt" "$monday_mnt" "$tuesday_mnt"
 
 say "1. A disk image with real files"
