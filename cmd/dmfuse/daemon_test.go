@@ -307,7 +307,12 @@ func TestLeftoversAreKept(t *testing.T) {
 
 func TestMountHolders(t *testing.T) {
 	dir := t.TempDir()
-	if h := mountHolders(dir, 0); len(h) != 0 {
+	v, err := control.ViewOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := devNumOf(v.Dev)
+	if h := mountHolders(dir, dev, 0); len(h) != 0 {
 		t.Errorf("held by %q", h)
 	}
 	// This process does not count itself; a child does.
@@ -317,7 +322,7 @@ func TestMountHolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if h := mountHolders(filepath.Dir(file), 0); len(h) != 0 {
+	if h := mountHolders(filepath.Dir(file), dev, 0); len(h) != 0 {
 		t.Errorf("held by %q", h)
 	}
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "60"}, &os.ProcAttr{Files: []*os.File{nil, nil, nil, f}})
@@ -328,13 +333,17 @@ func TestMountHolders(t *testing.T) {
 		_ = p.Signal(syscall.SIGKILL)
 		_, _ = p.Wait()
 	}()
-	h := mountHolders(filepath.Dir(file), 0)
+	h := mountHolders(filepath.Dir(file), dev, 0)
 	want := fmt.Sprintf("pid %d (", p.Pid)
 	if len(h) != 1 || !strings.HasPrefix(h[0], want) || !strings.HasSuffix(h[0], ": "+file) {
 		t.Errorf("%q, want %q ...", h, want)
 	}
-	if h := mountHolders(filepath.Dir(file), p.Pid); len(h) != 0 {
+	if h := mountHolders(filepath.Dir(file), dev, p.Pid); len(h) != 0 {
 		t.Errorf("who asks is named: %q", h)
+	}
+	// What a mount covers has the same names and is another file system.
+	if h := mountHolders(filepath.Dir(file), devNum{dev.major, dev.minor + 1}, 0); len(h) != 0 {
+		t.Errorf("held in another file system: %q", h)
 	}
 }
 

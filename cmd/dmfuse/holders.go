@@ -1,21 +1,24 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"golang.org/x/sys/unix"
 )
 
 // inUse says who uses the files of the mount from outside: loop devices and
 // processes other than except. Devices that only other devices use do not
 // count.
 func (d *daemon) inUse(except int) error {
-	holders := mountHolders(d.o.mount, except)
+	holders := mountHolders(d.o.mount, d.mountDev, except)
 	if len(holders) == 0 {
 		return nil
 	}
@@ -28,8 +31,10 @@ func (d *daemon) inUse(except int) error {
 // mountHolders names the loop devices whose file is below dir and the
 // processes that have files there open, mapped or as their directory. It looks
 // at names in sysfs and proc alone, as asking a file of the mount could wait
-// for a suspended device. The process except is left out.
-func mountHolders(dir string, except int) []string {
+// for a suspended device. Dev is the number of the file system mounted there:
+// processes that are in what the mount covers, the directory as it was before,
+// do not count. The process except is left out.
+func mountHolders(dir string, dev devNum, except int) []string {
 	var holders []string
 	loops, _ := listLoops() // without sysfs there are no loop devices to name
 	for _, l := range loops {
@@ -38,7 +43,7 @@ func mountHolders(dir string, except int) []string {
 		}
 	}
 	for _, pid := range pids() {
-		if files := filesBelow(pid, dir); len(files) > 0 && pid != except {
+		if files := filesBelow(pid, dir, onFileSystem(dev)); len(files) > 0 && pid != except {
 			holders = append(holders, fmt.Sprintf("pid %d (%s): %s", pid, commandName(pid), strings.Join(files, ", ")))
 		}
 	}
@@ -61,9 +66,57 @@ func pids() []int {
 	return all
 }
 
-// filesBelow lists what a process holds below dir: what cannot be read (of
-// other users) is not there.
-func filesBelow(pid int, dir string) []string {
+// fileSystemAt is the number of what is mounted exactly at point, which must be
+// absolute and clean.
+func fileSystemAt(point string) (devNum, error) {
+	mounts, err := readMounts()
+	if err != nil {
+		return devNum{}, err
+	}
+	m, ok := mountAt(mounts, point)
+	if !ok {
+		return devNum{}, fmt.Errorf("nothing is mounted at %s", point)
+	}
+	return m.dev, nil
+}
+
+// statLimit is how long the question which file system a file is on may take.
+const statLimit = time.Second
+
+// onFileSystem makes a check whether the file behind a link of proc is on the
+// file system with that number; of one that is gone it says no, and yes where
+// it cannot tell.
+//
+// The file may be one that this process serves. Nothing is asked of it: the
+// link leads to the file without a look-up, and statx(2) for no field at all
+// is answered with the number of the file system alone (kernel:
+// fuse_update_get_attr). The limit is there should a kernel do otherwise.
+func onFileSystem(dev devNum) func(link string) bool {
+	return func(link string) bool {
+		answer := make(chan bool, 1)
+		go func() {
+			var st unix.Statx_t
+			err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, 0, &st)
+			gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)
+			answer <- !gone && (err != nil || devNum{st.Dev_major, st.Dev_minor} == dev)
+		}()
+		limit := time.NewTimer(statLimit)
+		defer limit.Stop()
+		select {
+		case on := <-answer:
+			return on
+		case <-limit.C:
+			return true
+		}
+	}
+}
+
+// anyFile counts every file.
+func anyFile(string) bool { return true }
+
+// filesBelow lists what a process holds below dir, of those files that count
+// says yes to: what cannot be read (of other users) is not there.
+func filesBelow(pid int, dir string, counts func(link string) bool) []string {
 	proc := "/proc/" + strconv.Itoa(pid)
 	links := []string{proc + "/cwd", proc + "/root", proc + "/exe"}
 	for _, of := range []string{"/fd/*", "/map_files/*"} {
@@ -73,7 +126,7 @@ func filesBelow(pid int, dir string) []string {
 	found := map[string]bool{}
 	for _, l := range links {
 		to, err := os.Readlink(l)
-		if err == nil && within(dir, strings.TrimSuffix(to, " (deleted)")) {
+		if err == nil && within(dir, strings.TrimSuffix(to, " (deleted)")) && !found[to] && counts(l) {
 			found[to] = true
 		}
 	}

@@ -130,6 +130,7 @@ type daemon struct {
 	set       *target.Set // see types
 	manager   *mapper.Manager
 	mount     *fs.Server
+	mountDev  devNum // of the file system that mount is
 	server    *server.Server
 	listener  net.Listener
 	serving   chan error
@@ -166,6 +167,9 @@ func (d *daemon) start() error {
 	}
 	if d.mount, err = d.newMount(); err != nil {
 		return fmt.Errorf("the device files cannot be shown at %s: %w", d.o.mount, err)
+	}
+	if d.mountDev, err = fileSystemAt(d.o.mount); err != nil {
+		return err
 	}
 	return d.listen()
 }
@@ -345,7 +349,7 @@ func (d *daemon) unmount(ctx context.Context, force bool) error {
 		return nil
 	case !force:
 		e := control.Errorf(control.CodeBusy, "the mount %s is in use: %v", d.o.mount, err)
-		e.Holders = mountHolders(d.o.mount, 0)
+		e.Holders = mountHolders(d.o.mount, d.mountDev, 0)
 		return e
 	}
 	d.log.WithError(err).Warn("the mount is in use and is taken out of the tree")

@@ -94,7 +94,7 @@ func (s *session) remove(ctx context.Context, m mapped) error {
 		who = append(who, "the device "+d.Name)
 	}
 	for _, pid := range pids() {
-		if pid != s.v.PID && len(filesBelow(pid, m.Path)) > 0 {
+		if pid != s.v.PID && len(filesBelow(pid, m.Path, anyFile)) > 0 {
 			who = append(who, fmt.Sprintf("pid %d (%s)", pid, commandName(pid)))
 		}
 	}

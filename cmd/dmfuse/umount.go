@@ -92,7 +92,7 @@ func umountFailed(m mountEntry, err error) error {
 	case errors.Is(err, unix.EBUSY):
 		var users []string
 		for _, pid := range pids() {
-			if len(filesBelow(pid, m.point)) > 0 {
+			if len(filesBelow(pid, m.point, anyFile)) > 0 {
 				users = append(users, fmt.Sprintf("pid %d (%s)", pid, commandName(pid)))
 			}
 		}
