@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -97,22 +98,52 @@ func (d *dm) statusKey(key control.Key) error {
 	return nil
 }
 
-// degraded are the status texts of snapshots that serve their data no more,
-// or not all of it.
-func degraded(t control.TargetStatus) bool {
-	switch t.Params {
-	case "Invalid", "Overflow", "Merge failed", "Unknown":
-		return t.Type == "snapshot" || t.Type == "snapshot-merge"
+// degraded says in which state a target is that serves its data no more, or not
+// as safely as it should; empty: all is well.
+func degraded(t control.TargetStatus) string {
+	switch t.Type {
+	case "snapshot", "snapshot-merge":
+		switch t.Params {
+		case "Invalid", "Overflow", "Merge failed", "Unknown":
+			return t.Params
+		}
+	case "mirror":
+		return degradedMirror(t)
 	}
-	return false
+	return ""
+}
+
+// degradedMirror reads the status of a mirror: "2 LEG LEG 5/8 1 AD 3 disk LOG A".
+// A leg or log that had an error has another letter than A. A mirror that is
+// still being synchronised has not.
+func degradedMirror(t control.TargetStatus) string {
+	lines, err := tableLines([]control.TargetStatus{t})
+	if err != nil || len(lines) != 1 || len(lines[0].Args) == 0 {
+		return ""
+	}
+	words := lines[0].Args
+	legs, err := strconv.Atoi(words[0])
+	if err != nil || legs < 1 || len(words) < legs+5 {
+		return ""
+	}
+	words = words[legs+3:]
+	letters, log := words[0], words[1:]
+	var bad []string
+	if strings.Trim(letters, "A") != "" {
+		bad = append(bad, "the legs are "+letters)
+	}
+	if last := log[len(log)-1]; log[0] == "3" && last != "A" {
+		bad = append(bad, "the log is "+last)
+	}
+	return strings.Join(bad, ", ")
 }
 
 // checkTargets notes what is degraded, for the exit code.
 func (d *dm) checkTargets(r control.StatusReply) {
 	for _, t := range r.Targets {
-		if degraded(t) {
+		if state := degraded(t); state != "" {
 			d.degraded = true
-			fmt.Fprintf(d.stderr, "dmfuse: %s: %s at sector %d is %s\n", r.Device.Name, t.Type, t.Start, t.Params)
+			fmt.Fprintf(d.stderr, "dmfuse: %s: %s at sector %d: %s\n", r.Device.Name, t.Type, t.Start, state)
 		}
 	}
 	if r.Device.Problem != "" {
