@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"golang.org/x/sys/unix"
 )
 
 // readyWord is what a daemon writes to the one who started it.
@@ -95,7 +96,13 @@ func (a *app) spawn(ctx context.Context, dir string) error {
 	// It is ours and of no use: it ends with us.
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	return fail(exitNoDaemon, fmt.Errorf("the daemon did not start: %w%s", err, logTail(logPath, start)),
+	tail := logTail(logPath, start)
+	if trouble := runDirTrouble(dir); trouble != "" {
+		tail += "\n  " + trouble
+	} else if tail == "" {
+		tail = "\n  it wrote nothing to its log"
+	}
+	return fail(exitNoDaemon, fmt.Errorf("the daemon did not start: %w%s", err, tail),
 		"the whole log is in "+logPath)
 }
 
@@ -119,6 +126,30 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 		return err
 	}
 	return errors.New("it ended")
+}
+
+// runDirTrouble says what keeps a daemon from writing its log and its state in
+// the run directory; empty: nothing does.
+func runDirTrouble(dir string) string {
+	f, err := os.CreateTemp(dir, ".probe-*")
+	if err == nil {
+		// More than a file system may keep beside the inode.
+		_, err = f.Write(make([]byte, 4096))
+		err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	if err == nil {
+		return ""
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	text := fmt.Sprintf("nothing can be written in the run directory %s, neither log nor state: %v", dir, err)
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil {
+		text += fmt.Sprintf("; %d bytes and %d files are free there", int64(st.Bavail)*int64(st.Bsize), st.Ffree)
+	}
+	return text
 }
 
 // logTail is the last lines of a log from byte start on, below a message.
