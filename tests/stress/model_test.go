@@ -1,6 +1,7 @@
 package stress
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -158,7 +159,13 @@ func (x *stress) one(f *os.File, m *model.Model, what int, start, count int64, b
 		if what == 8 {
 			mode = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_ZERO_RANGE
 		}
-		if err := unix.Fallocate(int(f.Fd()), mode, off, n); err != nil {
+		// A signal ends the wait for a suspended device; the runtime sends
+		// itself some, and repeats only its own calls.
+		err := unix.Fallocate(int(f.Fd()), mode, off, n)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Fallocate(int(f.Fd()), mode, off, n)
+		}
+		if err != nil {
 			return fmt.Errorf("fallocate %#x %s: %w", mode, at, err)
 		}
 		m.Write(0, start, count)
