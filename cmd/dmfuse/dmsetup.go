@@ -127,6 +127,8 @@ type opError struct {
 	op  string
 	key control.Key
 	err error
+
+	hint string // what dmsetup does not say, on a line of its own; may be empty
 }
 
 func (e *opError) Error() string { return e.err.Error() }
@@ -137,7 +139,7 @@ func failed(op string, key control.Key, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &opError{op, key, err}
+	return &opError{op: op, key: key, err: err}
 }
 
 // say prints an error in the words of the name we go by.
@@ -156,6 +158,9 @@ func (d *dm) say(err error) {
 		d.app.report(err)
 	case errors.As(err, &o):
 		fmt.Fprintln(d.stderr, o.ioctlText())
+		if o.hint != "" {
+			fmt.Fprintln(d.stderr, o.hint)
+		}
 	case errors.As(err, &t):
 		fmt.Fprintln(d.stderr, t.text)
 	default:

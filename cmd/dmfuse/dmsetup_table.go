@@ -153,7 +153,7 @@ func (d *dm) createOne(n newDevice) error {
 		if errors.As(err, &c) && c.Op != "" {
 			op = ioctlName(c.Op)
 		}
-		return failed(op, control.Key{Name: n.name, UUID: n.uuid}, bareFile(err, n.lines))
+		return d.tableFailed(op, control.Key{Name: n.name, UUID: n.uuid}, err, n.lines)
 	}
 	if d.people && steps[0].Attr != nil && !d.allowOther {
 		fmt.Fprintln(d.stderr, "dmfuse: --uid, --gid and --mode have no effect: the daemon runs without --allow-other, so other users cannot open the files")
@@ -227,9 +227,50 @@ func (d *dm) load(args []string) error {
 	table, views := wireTable(lines, d.mount)
 	res, err := d.do(control.Step{Op: control.OpLoad, Key: key, Table: table, ReadOnly: d.o.on("readonly"), Views: views})
 	if err != nil {
-		return failed("reload", key, bareFile(err, lines))
+		return d.tableFailed("reload", key, err, lines)
 	}
 	return d.afterChange(res)
+}
+
+// tableFailed is failed for an operation with a table, with advice where the
+// table shows what was meant.
+func (d *dm) tableFailed(op string, key control.Key, err error, lines []mapper.Line) error {
+	e := &opError{op: op, key: key, err: bareFile(err, lines)}
+	path := blankPath(lines)
+	var c *control.Error
+	switch {
+	case path == "":
+	case !d.people:
+		e.hint = fmt.Sprintf("dmfuse: there is a file %q, but a table cannot name a path with a blank in it: use a link to it", path)
+	case errors.As(e.err, &c) && c.Next == "":
+		more := *c
+		more.Next = fmt.Sprintf("there is a file %q: in a table a blank inside a word is written with a backslash before it", path)
+		e.err = &more
+	}
+	return e
+}
+
+// blankPath is the file with a blank in its name that a table seems to mean:
+// words that are the path of a file when they are put together, with or without
+// the backslashes or quotation marks of a shell. Empty: there is none.
+func blankPath(lines []mapper.Line) string {
+	plain := strings.NewReplacer(`\ `, " ", `"`, "", "'", "")
+	for _, l := range lines {
+		for i, a := range l.Args {
+			if !strings.Contains(a, "/") {
+				continue
+			}
+			for end := i + 2; end <= len(l.Args); end++ {
+				text := strings.Join(l.Args[i:end], " ")
+				for _, path := range []string{text, plain.Replace(text)} {
+					if exists(path) {
+						return path
+					}
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // bareFile adds advice to a missing device: a file in the present directory

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -282,5 +283,37 @@ func TestWireTable(t *testing.T) {
 	}
 	if len(views) != 1 || views[0].Path != file || views[0].Ino == 0 || views[0].Dev == 0 {
 		t.Errorf("%+v", views)
+	}
+}
+
+// TestBlankInPath: a table cannot name a file with a blank under the name
+// dmsetup, and can with a backslash under dmfuse; both say what to do.
+func TestBlankInPath(t *testing.T) {
+	m := newMachine(t, nil, nil)
+	file := image(t, "a b", 4096)
+	quoted := strings.ReplaceAll(file, " ", `\ `)
+	m.run("", "dmsetup", "create", "l", "--notable")
+	for _, path := range []string{file, quoted, `"` + file + `"`, "'" + file + "'"} {
+		table := "0 8 linear " + path + " 0"
+		for _, verb := range []string{"create t", "load l"} {
+			minor := map[string]string{"create t": "(253:1)"}[verb]
+			name := strings.Fields(verb)[1]
+			got := m.run(table, append([]string{"dmsetup"}, strings.Fields(verb)...)...)
+			want := "device-mapper: reload ioctl on " + name + " " + minor + " failed: Invalid argument\n" +
+				fmt.Sprintf("dmfuse: there is a file %q, but a table cannot name a path with a blank in it: use a link to it\n", file) +
+				"Command failed.\n"
+			if got.Code != 1 || got.Stderr != want || got.Stdout != "" {
+				t.Errorf("%s %q: %+v, want %q", verb, table, got, want)
+			}
+		}
+	}
+	got := m.run("0 8 linear "+file+" 0", "dmfuse", "create", "t")
+	if got.Code != 1 || !strings.Contains(got.Stderr, fmt.Sprintf("there is a file %q: in a table a blank", file)) {
+		t.Errorf("%+v", got)
+	}
+	// Without such a file nothing is said that dmsetup does not say.
+	got = m.run("0 8 linear "+file+"x 0", "dmsetup", "create", "t")
+	if want := "device-mapper: reload ioctl on t (253:1) failed: Invalid argument\nCommand failed.\n"; got.Stderr != want {
+		t.Errorf("%+v, want %q", got, want)
 	}
 }
