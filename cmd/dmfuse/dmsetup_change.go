@@ -274,13 +274,15 @@ func (d *dm) mknodes([]string) error { return nil }
 // cannot have.
 func (d *dm) mangle(args []string) error {
 	infos, err := d.infos(args)
+	d.jsonKey = "devices"
 	switch {
 	case err != nil && d.people:
 		return err
+	case d.people && len(infos) == 0:
+		return d.none()
 	case err != nil || len(infos) == 0: // dmsetup says nothing
 		return said{exitFailed}
 	}
-	d.jsonKey = "devices"
 	for _, i := range infos {
 		name, err := mangleAuto.mangle(i.Name, "name", maxName)
 		if err != nil {

@@ -12,6 +12,12 @@ import (
 // object with the version of the schema.
 func TestJSON_EveryPrintingVerb(t *testing.T) {
 	m := newMachine(t, nil, nil)
+	for _, verb := range []string{"ls", "info", "table", "mangle"} {
+		got := m.run("", "dmfuse", verb, "-J")
+		if want := `{"schema_version":1,"devices":[]}` + "\n"; got != (answer{Stdout: want}) {
+			t.Errorf("%s without devices: %+v", verb, got)
+		}
+	}
 	if got := m.run("0 8 zero", "dmfuse", "create", "a b", "-J"); got.Code != 0 {
 		t.Fatal(got)
 	}
