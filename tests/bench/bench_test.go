@@ -101,11 +101,25 @@ func TestParse(t *testing.T) {
 	if err != nil || o.rounds != 1 || o.disk != "" || !o.rows.MatchString("memory/4k-read") || o.rows.MatchString("memory/4k-write") {
 		t.Errorf("%+v, %v", o, err)
 	}
-	for _, bad := range [][]string{{"--rounds", "0"}, {"--rows", "("}, {"word"}, {"--each", "-1s"}, {"--size", "0"}} {
+	for _, bad := range [][]string{{"--rounds", "0"}, {"--rows", "("}, {"--subjects", "("}, {"word"}, {"--each", "-1s"}, {"--size", "0"}} {
 		var errs bytes.Buffer
 		if _, err := parse(bad, &errs); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
+	}
+}
+
+func TestSubjects_Chosen(t *testing.T) {
+	o, err := parse([]string{"--subjects", "^dmfuse linear$", "--old", "before"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range subjects(o) {
+		names = append(names, s.name)
+	}
+	if want := []string{nameGoFuse, "dmfuse linear", "old dmfuse linear"}; !slices.Equal(names, want) {
+		t.Errorf("%q, want %q", names, want)
 	}
 }
 

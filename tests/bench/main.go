@@ -23,6 +23,7 @@ type options struct {
 	disk   string         // directory on a disk; "" none
 	out    string         // where the reports go
 	rows   *regexp.Regexp // which loads, by place/name
+	who    *regexp.Regexp // which subjects
 	rounds int
 	each   time.Duration // most that one load runs on one subject
 	size   int64         // bytes of the devices
@@ -40,6 +41,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.disk, "disk", "/var/tmp", "directory on a disk, empty: leave out")
 	f.StringVar(&o.out, "out", "bench-out", "directory of the reports")
 	rows := f.String("rows", "", "only loads whose place/name matches, such as memory/4k-read")
+	who := f.String("subjects", "", "only subjects whose name matches; go-fuse, the measure of all, is always there")
 	f.IntVar(&o.rounds, "rounds", 3, "turns over all subjects")
 	f.DurationVar(&o.each, "each", 350*time.Millisecond, "time of a load on a subject in a round")
 	mib := f.Int64("size", 256, "MiB of each device")
@@ -59,7 +61,10 @@ func parse(args []string, errs io.Writer) (options, error) {
 	case o.rounds < 1 || o.each <= 0 || *mib < 1:
 		return o, errors.New("rounds, each and size must be positive")
 	}
-	o.rows, err = regexp.Compile(*rows)
+	if o.rows, err = regexp.Compile(*rows); err != nil {
+		return o, err
+	}
+	o.who, err = regexp.Compile(*who)
 	return o, err
 }
 

@@ -41,6 +41,9 @@ type subject struct {
 func subjects(o options) []subject {
 	var list []subject
 	for _, s := range peers() {
+		if s.name != nameGoFuse && !o.who.MatchString(s.name) {
+			continue
+		}
 		if s.bin == "" {
 			list = append(list, s)
 			continue
