@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/pprof"
 	"syscall"
 
@@ -22,6 +23,26 @@ func prepareProcess(log logrus.FieldLogger) {
 		log.WithError(err).Debug("not marked as an I/O flusher: under memory pressure writeback may wait for itself")
 	}
 }
+
+// processors prepares for the readers of the mount, which wait for requests
+// inside a system call and occupy a P of the Go scheduler there, until its
+// monitor notices: up to 10 ms later. When all are occupied that long, requests
+// that are ready to go on wait, and on a machine with few CPUs they often are.
+// So there is a P more for each reader. go-fuse takes the number of its readers
+// from that of the Ps when it mounts, and it must stay that of the CPUs: the
+// function returned is to be called behind that. GOMAXPROCS in the environment
+// is left alone.
+func processors() (spare func()) {
+	if os.Getenv("GOMAXPROCS") != "" {
+		return func() {}
+	}
+	runtime.SetDefaultGOMAXPROCS()
+	n := runtime.GOMAXPROCS(0)
+	return func() { runtime.GOMAXPROCS(n + readers(n)) }
+}
+
+// readers is the number of go-fuse's readers with n Ps.
+func readers(n int) int { return min(max(n, 2), 16) }
 
 // ioFlusher tells the kernel that memory is freed by our work (dirty pages of
 // loop devices are written through us), so that our allocations do not wait

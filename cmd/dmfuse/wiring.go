@@ -52,7 +52,10 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 
 // newMount shows the devices as files.
 func (d *daemon) newMount() (*fs.Server, error) {
-	return fs.Mount(source{d.manager}, fs.Options{Dir: d.o.mount, AllowOther: d.o.allowOther, Log: d.log})
+	spare := processors()
+	s, err := fs.Mount(source{d.manager}, fs.Options{Dir: d.o.mount, AllowOther: d.o.allowOther, Log: d.log})
+	spare()
+	return s, err
 }
 
 // source is the mapper as fs wants to see it.
