@@ -47,9 +47,20 @@ func newPlace(ctx context.Context, o options, name, parent string) (p *place, er
 
 func (p *place) close() error { return p.end.run() }
 
-// fill makes the base: no block of it is zero, none like another.
+// fill makes the base: no block of it is zero, none like another. It is a copy
+// as the images are: how a file was written decides how its pages lie in memory,
+// and a tenth of the speed of large reads.
 func (p *place) fill(ctx context.Context) error {
-	f, err := os.Create(p.base)
+	seed := p.path("seed")
+	if err := p.random(ctx, seed); err != nil {
+		return err
+	}
+	return errors.Join(p.copyOf(ctx, seed, p.base), os.Remove(seed))
+}
+
+// random writes a file of random bytes, the same in every run.
+func (p *place) random(ctx context.Context, path string) error {
+	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
@@ -61,23 +72,22 @@ func (p *place) fill(ctx context.Context) error {
 		}
 		left -= n
 	}
-	if err == nil {
-		err = f.Sync()
-	}
 	return errors.Join(err, f.Close())
+}
+
+// copyOf copies a file, durably where that means something.
+func (p *place) copyOf(ctx context.Context, from, to string) error {
+	if _, err := command(ctx, "cp", "--reflink=never", from, to); err != nil || p.name == "memory" {
+		return err
+	}
+	_, err := command(ctx, "sync", to)
+	return err
 }
 
 // image is a copy of the base that may be written.
 func (p *place) image(ctx context.Context) (string, error) {
 	path := p.path("image")
-	if _, err := command(ctx, "cp", "--reflink=never", p.base, path); err != nil {
-		return "", err
-	}
-	if p.name == "memory" {
-		return path, nil
-	}
-	_, err := command(ctx, "sync", path)
-	return path, err
+	return path, p.copyOf(ctx, p.base, path)
 }
 
 // path is a name that was not used before.
