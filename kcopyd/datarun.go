@@ -18,7 +18,7 @@ type dataRun struct {
 
 // dataRunUses is how many times a run answers before the source is asked again,
 // so that new holes are found.
-const dataRunUses = 64
+const dataRunUses = 256
 
 // rememberLocked keeps what a scan found: n bytes of data at off of d.
 func (c *Client) rememberLocked(d blockdev.Device, off, n int64) {
