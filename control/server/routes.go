@@ -27,6 +27,7 @@ func (s *Server) handlers() map[string]handler {
 		"GET /v1/version":     s.version,
 		"GET /v1/targets":     s.targets,
 		"GET /v1/devices":     s.devices,
+		"GET /v1/jobs":        s.jobs,
 		"POST /v1/apply":      s.applySteps,
 		"POST /v1/remove-all": s.removeAll,
 		"POST /v1/shutdown":   s.shutdown,
