@@ -49,6 +49,8 @@
 //     segment of up to 4 MiB at a time. When that fails for any reason, the
 //     rest is read and written, the failed segment again, so that errors are
 //     those of rules 3 and 4.
+//  9. A throttle with a rate counts a byte once, when it is read or left to the
+//     file system; holes count nothing.
 //
 // # Limits
 //

@@ -1,6 +1,7 @@
 package kcopyd
 
 import (
+	"context"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -21,12 +22,14 @@ const (
 
 // Throttle limits the share of wall-clock time in which at least one I/O of
 // the clients that share it is in flight (struct dm_kcopyd_throttle, kernel:
-// dm-kcopyd.c). Any client may share it; all methods may be called
+// dm-kcopyd.c), or the bytes they deal with in a second, or both. Any client may
+// share it, and others with [Throttle.Begin]; all methods may be called
 // concurrently.
 type Throttle struct {
 	mu    sync.Mutex
 	start time.Time // ticks count from here
 	share share
+	pace  pace
 }
 
 // NewThrottle returns a throttle with a share in percent; see [Throttle.Set].
@@ -51,29 +54,101 @@ func (t *Throttle) Percent() int {
 	return t.share.percent
 }
 
+// SetRate limits the bytes that are dealt with in a second; 0 and below: no
+// limit. A byte that is copied counts once, when it is read; holes count
+// nothing. It acts on what is waiting too, within 100 ms.
+func (t *Throttle) SetRate(bytes int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pace.set(max(bytes, 0), t.now())
+}
+
+// Rate returns the bytes a second that were set, 0 for no limit.
+func (t *Throttle) Rate() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.pace.rate
+}
+
+// Begin waits until an I/O of n bytes that no client does may be issued, and
+// counts it. [Throttle.End] must follow, unless there is an error, which is that
+// of the context.
+func (t *Throttle) Begin(ctx context.Context, n int64) error {
+	if t.tryBegin() {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for sleeps := 0; ; sleeps++ {
+		d := t.waitLocked(n, sleeps)
+		if d == 0 {
+			break
+		}
+		t.mu.Unlock()
+		timer := time.NewTimer(d)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		t.mu.Lock()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	t.share.jobs++
+	return nil
+}
+
+// End counts the end of what [Throttle.Begin] began.
+func (t *Throttle) End() { t.end() }
+
 func (t *Throttle) now() int64 { return int64(time.Since(t.start) / tick) }
 
 // tryBegin counts an I/O if there is no limit now.
 func (t *Throttle) tryBegin() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.share.percent < 100 {
+	if t.share.percent < 100 || t.pace.rate > 0 {
 		return false
 	}
 	t.share.jobs++
 	return true
 }
 
-// begin waits until an I/O may be issued, or hurry is set, and counts it.
-func (t *Throttle) begin(hurry *atomic.Bool) {
+// begin waits until an I/O of n bytes may be issued, or hurry is set, and counts
+// it.
+func (t *Throttle) begin(n int64, hurry *atomic.Bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for sleeps := 0; t.share.mustWait(t.now()) && sleeps < maxSleeps && !hurry.Load(); sleeps++ {
+	for sleeps := 0; ; sleeps++ {
+		d := t.waitLocked(n, sleeps)
+		if d == 0 || hurry.Load() {
+			break
+		}
 		t.mu.Unlock()
-		time.Sleep(sleepTime)
+		time.Sleep(d)
 		t.mu.Lock()
 	}
 	t.share.jobs++
+}
+
+// waitLocked is how long to sleep before looking again, 0 when an I/O of n bytes
+// may be issued, which is counted in the pace then. The share keeps nobody
+// waiting for more than a second, the pace does.
+func (t *Throttle) waitLocked(n int64, sleeps int) time.Duration {
+	now := t.now()
+	if t.share.mustWait(now) && sleeps < maxSleeps {
+		return sleepTime
+	}
+	if n == 0 {
+		return 0
+	}
+	if left := t.pace.wait(now); left > 0 {
+		return min(sleepTime, time.Duration(left)*tick)
+	}
+	t.pace.take(n, now)
+	return 0
 }
 
 // end counts the end of an I/O.
@@ -84,6 +159,16 @@ func (t *Throttle) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.share.end(t.now())
+}
+
+// giveBack forgets n bytes of an I/O that did nothing.
+func (t *Throttle) giveBack(n int64) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pace.giveBack(n)
 }
 
 // share is the arithmetic of a throttle, with the time as an input.

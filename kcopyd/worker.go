@@ -136,9 +136,12 @@ func (c *Client) run(seg *segment) {
 // it.
 func (c *Client) offload(seg *segment) {
 	j, d := seg.job, &seg.job.dests[0]
-	c.beginIO(j)
+	c.beginIO(j, seg.bytes())
 	err := c.copyRange(d.Dev, (d.Start + seg.off).Bytes(), j.from.Dev, (j.from.Start + seg.off).Bytes(), seg.bytes())
 	c.throttle.end()
+	if err != nil {
+		c.throttle.giveBack(seg.bytes()) // it is going to be read
+	}
 	c.mu.Lock()
 	if err != nil {
 		c.giveUpOffloadLocked(seg)
@@ -176,7 +179,7 @@ func (c *Client) read(seg *segment) bool {
 
 // readAt reads all of p from the source of j, or returns an error.
 func (c *Client) readAt(j *Job, p []byte, off int64) (int, error) {
-	c.beginIO(j)
+	c.beginIO(j, int64(len(p)))
 	n, err := j.from.Dev.ReadAt(p, off)
 	c.throttle.end()
 	if n == len(p) {
@@ -201,15 +204,15 @@ func (c *Client) salvage(seg *segment, n int) {
 	}
 }
 
-// beginIO waits until the throttle lets through an I/O for j, one worker at a
+// beginIO waits until the throttle lets through an I/O of n bytes for j, one worker at a
 // time: otherwise it would let through as many as there are workers. When its
 // turn comes, a cancelled job does not sleep.
-func (c *Client) beginIO(j *Job) {
+func (c *Client) beginIO(j *Job, n int64) {
 	if c.throttle == nil || c.throttle.tryBegin() {
 		return
 	}
 	c.issue <- struct{}{}
-	c.throttle.begin(&j.cancelled)
+	c.throttle.begin(n, &j.cancelled)
 	<-c.issue
 }
 
@@ -217,7 +220,7 @@ func (c *Client) beginIO(j *Job) {
 // workers. Called without the lock, returns with it.
 func (c *Client) write(seg *segment) {
 	j := seg.job
-	c.beginIO(j)
+	c.beginIO(j, 0) // the rate counted it when it was read
 	if len(j.dests) > 1 && seg.bytes() >= spreadBytes {
 		c.mu.Lock()
 		seg.pending = len(j.dests)
