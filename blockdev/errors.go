@@ -25,12 +25,14 @@ var (
 	ErrPermission  = errors.New("permission denied")         // EACCES
 	ErrInterrupted = errors.New("interrupted")               // EINTR: the caller gave up waiting
 	ErrTimeout     = errors.New("time limit reached")        // ETIMEDOUT
+	ErrNotExist    = errors.New("there is no such thing")    // ENOENT: a part of a device that is asked for by number
+	ErrNoMemory    = errors.New("too much memory")           // ENOMEM: refused before it is taken
 	ErrClosed      = errors.New("device is closed")          // used after Close: reported as EIO
 )
 
 var kinds = []error{
 	ErrInvalid, ErrRange, ErrNoSpace, ErrTooBig, ErrReadOnly, ErrUnsupported, ErrBusy, ErrNoDevice,
-	ErrNoAddress, ErrPermission, ErrInterrupted, ErrTimeout, ErrClosed, ErrIO,
+	ErrNoAddress, ErrPermission, ErrInterrupted, ErrTimeout, ErrNotExist, ErrNoMemory, ErrClosed, ErrIO,
 }
 
 // Kind returns the kind of err: one of the Err values of this package, or nil

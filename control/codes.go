@@ -25,6 +25,8 @@ const (
 	CodePermission  Code = "permission"  // EACCES
 	CodeInterrupted Code = "interrupted" // EINTR
 	CodeTimeout     Code = "timeout"     // ETIMEDOUT
+	CodeNoPart      Code = "no_part"     // ENOENT: a part of a device asked for by number, as a region of statistics
+	CodeNoMemory    Code = "no_memory"   // ENOMEM: it would take too much memory
 	CodeView        Code = "other_view"  // EINVAL: the daemon sees another file under that path
 	CodeProtocol    Code = "protocol"    // EPROTO: another version of the protocol
 	CodeNoDaemon    Code = "no_daemon"   // made by the client: nobody answers on the socket
@@ -35,6 +37,7 @@ var codeErrno = map[Code]syscall.Errno{
 	CodeReadOnly: syscall.EROFS, CodeIO: syscall.EIO, CodeUnsupported: syscall.EOPNOTSUPP, CodeBusy: syscall.EBUSY,
 	CodeNoDevice: syscall.ENODEV, CodeNotFound: syscall.ENXIO, CodePermission: syscall.EACCES,
 	CodeInterrupted: syscall.EINTR, CodeTimeout: syscall.ETIMEDOUT, CodeView: syscall.EINVAL,
+	CodeNoPart: syscall.ENOENT, CodeNoMemory: syscall.ENOMEM,
 	CodeProtocol: syscall.EPROTO, CodeNoDaemon: syscall.ECONNREFUSED,
 }
 
@@ -52,7 +55,7 @@ func (c Code) HTTPStatus() int {
 	switch c {
 	case CodeInvalid, CodeRange, CodeNoDevice, CodeView, CodeProtocol:
 		return http.StatusBadRequest
-	case CodeNotFound:
+	case CodeNotFound, CodeNoPart:
 		return http.StatusNotFound
 	case CodeBusy:
 		return http.StatusConflict

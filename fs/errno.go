@@ -55,6 +55,10 @@ func status(err error) fuse.Status {
 		return fuse.EINTR
 	case blockdev.ErrTimeout:
 		return fuse.Status(syscall.ETIMEDOUT)
+	case blockdev.ErrNotExist:
+		return fuse.ENOENT
+	case blockdev.ErrNoMemory:
+		return fuse.Status(syscall.ENOMEM)
 	}
 	return fuse.EIO // ErrIO, ErrClosed, and what nobody knows
 }

@@ -34,6 +34,8 @@ var kindErrno = map[string]struct {
 	"ErrPermission":  {blockdev.ErrPermission, syscall.EACCES},
 	"ErrInterrupted": {blockdev.ErrInterrupted, syscall.EINTR},
 	"ErrTimeout":     {blockdev.ErrTimeout, syscall.ETIMEDOUT},
+	"ErrNotExist":    {blockdev.ErrNotExist, syscall.ENOENT},
+	"ErrNoMemory":    {blockdev.ErrNoMemory, syscall.ENOMEM},
 	"ErrClosed":      {blockdev.ErrClosed, syscall.EIO},
 }
 

@@ -62,6 +62,7 @@ func (d *Device) readOnce(ctx context.Context, p []byte, off int64) (done int, e
 	if off < 0 || int64(len(p)) > t.size-off {
 		return 0, d.pastEnd("read", off, int64(len(p)))
 	}
+	defer d.account(statsRead, off, int64(len(p))).done()
 	for done < len(p) {
 		at := off + int64(done)
 		s := t.find(at)
@@ -96,6 +97,7 @@ func (d *Device) writeOnce(ctx context.Context, p []byte, off int64, fua bool) (
 	if off < 0 || int64(len(p)) > t.size-off {
 		return 0, d.pastEnd("write", off, int64(len(p)))
 	}
+	defer d.account(statsWrite, off, int64(len(p))).done()
 	for done < len(p) {
 		at := off + int64(done)
 		s := t.find(at)
@@ -173,6 +175,7 @@ func (d *Device) piecesOnce(ctx context.Context, op string, off, n int64, write 
 	case op == "discard" && !t.discards:
 		return 0, blockdev.ErrUnsupported
 	}
+	defer d.account(statsWrite, off, n).done()
 	for done < n {
 		at := off + done
 		s := t.find(at)

@@ -15,6 +15,9 @@ func (d *Device) Message(ctx context.Context, sector blockdev.Sector, words []st
 		return "", invalid("an empty message")
 	}
 	if strings.HasPrefix(words[0], "@") {
+		if text, ok, err := d.statsMessage(words); ok {
+			return text, err
+		}
 		return "", d.coreMessage(words)
 	}
 	d.mu.Lock()

@@ -21,6 +21,8 @@ var kindCode = map[error]control.Code{
 	blockdev.ErrPermission:  control.CodePermission,
 	blockdev.ErrInterrupted: control.CodeInterrupted,
 	blockdev.ErrTimeout:     control.CodeTimeout,
+	blockdev.ErrNotExist:    control.CodeNoPart,
+	blockdev.ErrNoMemory:    control.CodeNoMemory,
 	blockdev.ErrClosed:      control.CodeIO,
 }
 
