@@ -11,7 +11,7 @@ import (
 
 // Message knows, beyond the kernel, which has no messages for mirrors:
 //
-//	throttle PERCENT        the share of the time for recovery
+//	throttle PERCENT|RATE/s the share of the time for recovery and scrub, or bytes a second
 //	policy [KEY=VALUE...]   changes policies, and prints them
 //	report                  a [Report] as JSON
 //	recover                 regions out of sync are tried now
@@ -37,7 +37,7 @@ func (m *mirror) Message(_ context.Context, words []string) (string, error) {
 	case verb == "recover" && len(args) == 0:
 		return "", m.recoverNow()
 	}
-	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT, policy [KEY=VALUE...], report or recover", blockdev.ErrInvalid, strings.Join(words, " "))
+	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report or recover", blockdev.ErrInvalid, strings.Join(words, " "))
 }
 
 // changePolicies changes all of them or none.
@@ -56,7 +56,6 @@ func (m *mirror) changePolicies(words []string) error {
 	}
 	if len(words) > 0 {
 		m.setPolicies(p)
-		m.throttle.Set(p.Throttle)
 		m.releaseLocked()
 		m.loops.wake(loopRecover)
 	}
@@ -67,6 +66,8 @@ func (m *mirror) changePolicies(words []string) error {
 func (m *mirror) setPolicies(p Policies) {
 	m.policies = p
 	m.balanced.Store(p.ReadBalance == ReadLoad)
+	m.throttle.Set(p.Throttle)
+	m.throttle.SetRate(p.Rate)
 }
 
 // recoverNow begins another pass over the regions that are out of sync.

@@ -125,8 +125,8 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 	if err := m.open(); err != nil {
 		return nil, err
 	}
+	m.throttle = kcopyd.NewThrottle(100)
 	m.setPolicies(m.o.Policies.orDefault(p))
-	m.throttle = kcopyd.NewThrottle(m.policies.Throttle)
 	m.copier, err = kcopyd.New(kcopyd.Options{Pages: m.o.CopyPages, Throttle: m.throttle})
 	return m, err
 }

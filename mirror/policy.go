@@ -32,7 +32,8 @@ const (
 // Policies are what a table line cannot say. They are set by message.
 type Policies struct {
 	ReadBalance ReadBalance
-	Throttle    int           // percent of the time for recovery; 0: 100, no limit
+	Throttle    int           // percent of the time for recovery and scrub; 0: 100, no limit
+	Rate        int64         // bytes a second for both instead; 0: no limit
 	HoldTime    time.Duration // after which a held write fails; 0: never
 	LogFailure  LogFailure    // "": LogHold
 	Retry       time.Duration // after which regions out of sync are tried again; below 0: not without a resume; 0: 30 s
@@ -80,6 +81,9 @@ func (p Policies) get(key string) string {
 	case "read-balance":
 		return string(p.ReadBalance)
 	case "throttle":
+		if p.Rate > 0 {
+			return formatRate(p.Rate)
+		}
 		return strconv.Itoa(p.Throttle)
 	case "hold-time":
 		return p.HoldTime.String()
@@ -99,10 +103,8 @@ func (p *Policies) set(key, value string) error {
 			want = "load or default"
 		}
 	case "throttle":
-		n, err := strconv.ParseUint(value, 10, 31)
-		p.Throttle = int(n)
-		if err != nil || n > 100 {
-			want = "a percentage, 0 to 100"
+		if !p.setThrottle(value) {
+			want = "a percentage, 0 to 100, or bytes a second, like 10m/s"
 		}
 	case "hold-time", "retry":
 		d, err := time.ParseDuration(value)
