@@ -17,6 +17,8 @@ var known = []difference{
 		"what stands behind the end of the list is cleared when the area is written, so that it cannot come back as exceptions"},
 	{"snapshot-odd/blank-1/cow after",
 		"a device too small for header and area is refused before anything is written, the kernel writes the header first"},
+	{"bad-tables/*flakey 7:0 0 1 1 1 error_reads *",
+		"flakey has the features of newer kernels"},
 }
 
 // missing lists recordings that are not replayed, with the reason.
@@ -26,7 +28,7 @@ var missing = []difference{
 
 // laterTargets are those of the recordings that this version lacks: tables that
 // name them are not tried.
-var laterTargets = []string{"snapshot-merge", "delay", "flakey"}
+var laterTargets = []string{"snapshot-merge", "delay"}
 
 // TestLaterTargetsAreLacking: a target that has come must be tried.
 func TestLaterTargetsAreLacking(t *testing.T) {

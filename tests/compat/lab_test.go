@@ -21,6 +21,7 @@ import (
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/target/basic"
+	"github.com/dmfuse/dmfuse/target/fault"
 )
 
 const sector = 512
@@ -101,7 +102,7 @@ func newLab(t *testing.T) *lab {
 
 // newTypes are the targets of this version.
 func newTypes() *target.Set {
-	return target.NewSet(slices.Concat(basic.Types(), snapshot.NewGroup(snapshot.Options{}).Types(), mirror.Types(mirror.Options{}))...)
+	return target.NewSet(slices.Concat(basic.Types(), fault.Types(), snapshot.NewGroup(snapshot.Options{}).Types(), mirror.Types(mirror.Options{}))...)
 }
 
 // bareHost describes a machine without devices: those of the one that runs the
