@@ -26,6 +26,7 @@ type Device struct {
 	dead    atomic.Bool           // the manager closes: requests that wait get an error
 	name    atomic.Pointer[string]
 	events  counter
+	faults  atomic.Pointer[faults]         // changes under faultMu; nil without rules
 	stats   atomic.Pointer[[]*statsRegion] // changes under mu; nil without regions
 
 	mu             sync.Mutex
@@ -43,6 +44,11 @@ type Device struct {
 	attr           Attr
 	flushErr       error // a flush that failed while nobody waited for it
 	problem        error // why a restart could not bring back the tables
+
+	faultMu    sync.Mutex // one change of the fault rules at a time
+	faultsOver atomic.Bool
+	faultTexts []recordFault // guarded by mu: the rules as they are recorded
+	nextFault  int           // guarded by mu; 0: there were none yet
 
 	guards []*guard
 

@@ -39,6 +39,10 @@ var errNoTable = fmt.Errorf("%w: the device has no live table", blockdev.ErrIO)
 // manager.
 var errDead = fmt.Errorf("%w: the daemon ended while the device was suspended", blockdev.ErrIO)
 
+// errFaultsOver answers requests that a fault rule made wait at the end of their
+// device.
+var errFaultsOver = fmt.Errorf("%w: the device ended while a fault rule made the request wait", blockdev.ErrIO)
+
 // errPastEnd answers a write at the end of a device file.
 var errPastEnd = fmt.Errorf("%w: at the end of the device", blockdev.ErrNoSpace)
 

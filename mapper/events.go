@@ -23,6 +23,7 @@ const (
 	EventSwap    EventKind = "swap"    // another table is live; size and mode may differ
 	EventSuspend EventKind = "suspend" // the device is suspended
 	EventResume  EventKind = "resume"  // I/O runs again
+	EventFault   EventKind = "fault"   // a fault rule was hit for the first or the last time
 	EventProblem EventKind = "problem" // something a person should know; Text says what
 )
 

@@ -44,6 +44,13 @@ func (d *Device) again(err error) bool {
 // read fills p from off; the range lies inside the device. It returns the bytes
 // read before the first error.
 func (d *Device) read(ctx context.Context, p []byte, off int64) (done int, err error) {
+	if f := d.faults.Load(); f != nil {
+		return f.read(ctx, p, off)
+	}
+	return d.readLive(ctx, p, off)
+}
+
+func (d *Device) readLive(ctx context.Context, p []byte, off int64) (done int, err error) {
 	for {
 		n, err := d.readOnce(ctx, p[done:], off+int64(done))
 		done += n
@@ -76,6 +83,13 @@ func (d *Device) readOnce(ctx context.Context, p []byte, off int64) (done int, e
 }
 
 func (d *Device) write(ctx context.Context, p []byte, off int64, fua bool) (done int, err error) {
+	if f := d.faults.Load(); f != nil {
+		return f.write(ctx, p, off, fua)
+	}
+	return d.writeLive(ctx, p, off, fua)
+}
+
+func (d *Device) writeLive(ctx context.Context, p []byte, off int64, fua bool) (done int, err error) {
 	for {
 		n, err := d.writeOnce(ctx, p[done:], off+int64(done), fua)
 		done += n
@@ -113,6 +127,13 @@ func (d *Device) writeOnce(ctx context.Context, p []byte, off int64, fua bool) (
 // Flush returns when every write answered before the call is durable
 // (promise 1).
 func (d *Device) Flush(ctx context.Context) error {
+	if f := d.faults.Load(); f != nil {
+		return f.flush(ctx)
+	}
+	return d.flushLive(ctx)
+}
+
+func (d *Device) flushLive(ctx context.Context) error {
 	for {
 		err := d.flushOnce(ctx)
 		if err == nil || !d.again(err) {
@@ -136,6 +157,13 @@ func (d *Device) flushOnce(ctx context.Context) error {
 
 // zero makes a range inside the device read as zeros.
 func (d *Device) zero(ctx context.Context, off, n int64, unmap bool) error {
+	if f := d.faults.Load(); f != nil {
+		return f.zero(ctx, off, n, unmap)
+	}
+	return d.zeroLive(ctx, off, n, unmap)
+}
+
+func (d *Device) zeroLive(ctx context.Context, off, n int64, unmap bool) error {
 	return d.pieces(ctx, "zero", off, n, true, func(s *segment, at, k int64) error {
 		return s.zero(ctx, at, k, unmap)
 	})
@@ -144,6 +172,13 @@ func (d *Device) zero(ctx context.Context, off, n int64, unmap bool) error {
 // discard tells the targets that a range inside the device is not needed. It is
 // offered only when all of them take it.
 func (d *Device) discard(ctx context.Context, off, n int64) error {
+	if f := d.faults.Load(); f != nil {
+		return f.discard(ctx, off, n)
+	}
+	return d.discardLive(ctx, off, n)
+}
+
+func (d *Device) discardLive(ctx context.Context, off, n int64) error {
 	return d.pieces(ctx, "discard", off, n, true, func(s *segment, at, k int64) error {
 		return s.discarder.Discard(ctx, at, k)
 	})
@@ -218,6 +253,9 @@ func (d *Device) extent(ctx context.Context, off int64) (length int64, hole bool
 	defer d.end()
 	if off < 0 || off >= t.size {
 		return 0, false, d.pastEnd("extent", off, 1)
+	}
+	if f := d.faults.Load(); f != nil && !f.kept.empty() {
+		return t.size - off, false, nil // what is kept back may fill holes
 	}
 	for at := off; at < t.size; {
 		s := t.find(at)

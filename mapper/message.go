@@ -15,6 +15,9 @@ func (d *Device) Message(ctx context.Context, sector blockdev.Sector, words []st
 		return "", invalid("an empty message")
 	}
 	if strings.HasPrefix(words[0], "@") {
+		if strings.EqualFold(words[0], "@fault") {
+			return d.faultMessage(words[1:])
+		}
 		if text, ok, err := d.statsMessage(words); ok {
 			return text, err
 		}

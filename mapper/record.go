@@ -39,6 +39,8 @@ type record struct {
 	EventNr        uint32        `json:"event_nr"` // as of the last record: events of targets write none
 	Attr           recordAttr    `json:"attr"`
 	Guards         []recordGuard `json:"guards,omitempty"`
+	Faults         []recordFault `json:"faults,omitempty"`
+	NextFault      int           `json:"next_fault,omitempty"` // no rule ever had this number
 }
 
 type recordTable struct {
@@ -59,6 +61,12 @@ type recordAttr struct {
 	UID   uint32    `json:"uid"`
 	GID   uint32    `json:"gid"`
 	Mtime time.Time `json:"mtime"`
+}
+
+// recordFault is a fault rule, see package faultrule.
+type recordFault struct {
+	ID   int  `json:"id"`
+	Rule text `json:"rule"`
 }
 
 // recordGuard is a file that must not change, as it was when it was guarded.

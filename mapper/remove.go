@@ -93,6 +93,7 @@ func waitClosed(ctx context.Context, closed <-chan struct{}, limit time.Duration
 // turn.
 func (d *Device) destroy(ctx context.Context) {
 	d.dropGuards()
+	d.endFaults()
 	d.m.unregister(d)
 	d.m.state.forget(d)
 	d.raiseIfLive()
@@ -244,6 +245,7 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 // waits on it can end before it is closed. Where that fails, what waits gets an
 // error.
 func (d *Device) letRun() {
+	d.endFaults()
 	d.mu.Lock()
 	waits := d.suspended && !d.deleting && d.live.Load() != nil
 	d.mu.Unlock()

@@ -307,8 +307,12 @@ func (r *restorer) suspend(ctx context.Context, e *restoreEntry) {
 	}
 }
 
-// finish lets the device write its record again.
+// finish lets the device write its record again, and arms its fault rules: what
+// a restart itself reads and writes meets none.
 func (r *restorer) finish(e *restoreEntry) {
+	if err := e.dev.restoreFaults(e.rec.Faults, e.rec.NextFault); err != nil {
+		r.problem(e, err)
+	}
 	e.dev.recordMu.Lock()
 	e.dev.restoring = false
 	e.dev.recordMu.Unlock()

@@ -255,6 +255,7 @@ func (d *Device) makeRecord() record {
 	for _, g := range d.guards {
 		r.Guards = append(r.Guards, g.was)
 	}
+	r.Faults, r.NextFault = d.faultTexts, d.nextFault
 	d.mu.Unlock()
 	r.Live, r.Inactive = recordOf(live), recordOf(inactive) // ask the targets, no lock held
 	return r

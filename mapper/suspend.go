@@ -88,7 +88,10 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 // the next flush: a device whose lower device is broken must be suspendable,
 // or it could never get another table.
 func (d *Device) suspendFlush(ctx context.Context, t *table) error {
-	err := t.flush(ctx)
+	err := d.writeKept(ctx, t)
+	if ferr := t.flush(ctx); err == nil {
+		err = ferr
+	}
 	if err == nil {
 		return ctxError(ctx)
 	}
