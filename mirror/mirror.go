@@ -38,6 +38,15 @@ type Hooks struct {
 	NoRecoveryFlush bool // likewise, after a recovery only
 	NoClearCheck    bool // a bit is cleared although a write came during the flush
 	NoNosync        bool // a write that failed on a leg leaves the region in sync
+
+	// Those of the leg record.
+	NoRecordSync    bool // a copy is renamed before it is durable
+	NoRecordDirSync bool // a copy is renamed, and the folder not synced
+	NoDropRecord    bool // a leg is dropped in memory only
+	NoDropWait      bool // a write is answered before the drop is durable
+	NoFillLog       bool // a leg is filled without its area being out of sync in the log
+	NoFillFlush     bool // a leg counts as filled before it was flushed
+	NoStaleCheck    bool // at assembly a leg counts whatever the generation of its record
 }
 
 // Types lists the target types of this package.
