@@ -11,6 +11,7 @@ type loop int
 const (
 	loopRecover loop = iota
 	loopClear
+	loopScrub
 	loopCount
 )
 

@@ -15,6 +15,8 @@ import (
 //	policy [KEY=VALUE...]   changes policies, and prints them
 //	report                  a [Report] as JSON
 //	recover                 regions out of sync are tried now
+//	scrub start [repair [LEG]], scrub stop, scrub report
+//	                        compares the legs; the report is a [ScrubReport] as JSON
 func (m *mirror) Message(_ context.Context, words []string) (string, error) {
 	if len(words) == 0 {
 		return "", fmt.Errorf("%w: mirror: no message", blockdev.ErrInvalid)
@@ -36,8 +38,10 @@ func (m *mirror) Message(_ context.Context, words []string) (string, error) {
 		return string(b), err
 	case verb == "recover" && len(args) == 0:
 		return "", m.recoverNow()
+	case verb == "scrub":
+		return m.scrubMessage(args)
 	}
-	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report or recover", blockdev.ErrInvalid, strings.Join(words, " "))
+	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report, recover, or scrub start|stop|report", blockdev.ErrInvalid, strings.Join(words, " "))
 }
 
 // changePolicies changes all of them or none.

@@ -101,7 +101,7 @@ func (m *mirror) startRunLocked() bool {
 		e.state, e.done, e.run, e.failed = stateRecovering, make(chan struct{}), &r, false
 		return true
 	}
-	for m.rec.pos < m.dirty.n && int64(r.n+1)*m.region <= runBytes && m.regions[m.rec.pos] == nil && !m.dirty.inSync(m.rec.pos) {
+	for m.rec.pos < m.dirty.n && int64(r.n+1)*m.region <= runBytes && m.regions[m.rec.pos] == nil && m.freeLocked(m.rec.pos) && !m.dirty.inSync(m.rec.pos) {
 		r.n++
 		m.rec.pos++
 	}

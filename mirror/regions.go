@@ -63,11 +63,10 @@ func (m *mirror) enter(ctx context.Context, off, n int64) (piece, error) {
 	defer m.mu.Unlock()
 	first, last := m.regionOf(off), m.regionOf(off+n-1)
 	for {
-		e := m.regions[first]
-		if e == nil || e.state != stateRecovering {
+		done := m.busyLocked(first)
+		if done == nil {
 			break
 		}
-		done := e.done
 		m.mu.Unlock()
 		err := wait(ctx, done)
 		m.mu.Lock()
@@ -104,11 +103,19 @@ func (m *mirror) classLocked(r Region) class {
 	return classNosync
 }
 
-// freeLocked tells whether a region can be written without waiting.
-func (m *mirror) freeLocked(r Region) bool {
-	e := m.regions[r]
-	return e == nil || e.state != stateRecovering
+// busyLocked is what a write to a region has to wait for, nil if for nothing.
+func (m *mirror) busyLocked(r Region) <-chan struct{} {
+	if e := m.regions[r]; e != nil && e.state == stateRecovering {
+		return e.done
+	}
+	if f := m.cold.regions[r]; f != nil {
+		return f.done
+	}
+	return nil
 }
+
+// freeLocked tells whether a region can be written without waiting.
+func (m *mirror) freeLocked(r Region) bool { return m.busyLocked(r) == nil }
 
 // beginLocked counts a write to one region and gives what is to be committed
 // before it.
@@ -146,6 +153,7 @@ func (m *mirror) endLocked(r Region) {
 	if e.pending > 0 {
 		return
 	}
+	m.cold.drainedLocked(r)
 	if m.flushFailure && e.state == stateDirty {
 		m.loseLocked(r)
 	}

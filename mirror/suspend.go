@@ -19,6 +19,7 @@ func (m *mirror) Presuspend(noflush bool) {
 func (m *mirror) suspendLocked(noflush bool) <-chan struct{} {
 	m.suspended, m.noflush = true, noflush
 	m.releaseLocked()
+	m.pauseScrubLocked()
 	return m.stopRecoveryLocked()
 }
 
@@ -29,6 +30,7 @@ func (m *mirror) PresuspendUndo() {
 	m.suspended = false
 	m.rec.on = !m.env.ReadOnly
 	m.loops.wake(loopRecover)
+	m.loops.wake(loopScrub)
 }
 
 // Postsuspend clears the bits of all regions: there are no writes.
@@ -79,14 +81,14 @@ func (m *mirror) Resume() {
 	on := !m.env.ReadOnly
 	m.rec.on, m.rec.pos, m.rec.retry, m.rec.next = on, 0, false, time.Time{}
 	m.mu.Unlock()
-	if !on {
-		return
+	if on {
+		m.recoverStep(time.Now())
 	}
-	m.recoverStep(time.Now())
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.loops = startLoops([loopCount]func(time.Time) time.Duration{
 		loopRecover: m.recoverStep,
 		loopClear:   func(now time.Time) time.Duration { return m.clearStep(now, false) },
+		loopScrub:   m.scrubStep,
 	})
 }

@@ -204,6 +204,10 @@ func (m *mirror) flushFailed(mask uint64, err error) {
 // Discard goes to all legs, whatever the states of the regions. A leg that
 // cannot is no failure.
 func (m *mirror) Discard(ctx context.Context, off, n int64) error {
+	if err := m.beginDiscard(ctx); err != nil {
+		return err
+	}
+	defer m.endDiscard()
 	ctx = context.WithoutCancel(ctx)
 	mask, err := m.onLegs(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
 	if mask != 0 {
