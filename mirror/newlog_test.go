@@ -29,3 +29,24 @@ func TestNewLog(t *testing.T) {
 		}
 	}
 }
+
+// The mark survives what a mirror does with its log, and does not change what
+// the log says.
+func TestMarkMade(t *testing.T) {
+	b := NewLog(65, 512, true)
+	for _, want := range []bool{false, true} {
+		if want {
+			MarkMade(b)
+		}
+		dev := blockdev.NewMemBytes(b)
+		if made, err := Made(dev); err != nil || made != want {
+			t.Errorf("made: %v, %v; want %v", made, err, want)
+		}
+		if r, err := CheckLog(dev, 65); err != nil || r.Clean != 65 || len(r.Problems) > 0 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	if made, err := Made(blockdev.NewMemBytes(make([]byte, 2048))); err != nil || made {
+		t.Errorf("of no log: %v, %v", made, err)
+	}
+}
