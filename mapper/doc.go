@@ -62,13 +62,18 @@
 //	                     (lower devices first, so that those above can end).
 //	  graph.mu           who uses whom
 //	  Manager.mu         names, uuids, numbers
+//	  Device.faultMu     one change of fault rules; held while the record is written
 //	  Device.recordMu    one writer of a record; held across I/O on the state file
 //	    stateDir.mu      serial numbers
 //	    Device.mu        slots, flags, counts; under graph.mu and Manager.mu too
 //	      table.mu       who holds a table against its destruction
 //	      counter.mu     event numbers
 //	      hub.mu         listeners
-//	Device.gate          passed by each request for as long as it is inside
+//	Device.gate          passed by each request for as long as it is inside; what a
+//	                     fault rule makes wait has not passed it yet
+//	  kept.turn          writes to a device that keeps some back (faultkept.go); a
+//	                     queue, held across I/O
+//	    kept.mu          what is kept back
 //	  snapshot: origin.gate    passed by an origin write, from its first copy to its end
 //	    snapshot: Group.mu
 //	    snapshot: origin.mu    list of snapshots

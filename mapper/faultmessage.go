@@ -27,15 +27,8 @@ func (d *Device) faultMessage(words []string) (string, error) {
 		if len(rules) == 0 {
 			return "", invalid("message @fault set: found no rule; wanted one, such as: write errno=EIO")
 		}
-		all, err := d.ChangeFaults(FaultChange{Add: rules})
-		if err != nil {
-			return "", err
-		}
-		var ids []string
-		for _, f := range all[max(0, len(all)-len(rules)):] {
-			ids = append(ids, strconv.Itoa(f.ID))
-		}
-		return strings.Join(ids, " "), nil
+		_, added, err := d.ChangeFaults(FaultChange{Add: rules})
+		return strings.Trim(fmt.Sprint(added), "[]"), err
 	case "list":
 		if len(args) > 0 {
 			return "", invalid("message @fault list has no arguments")
@@ -54,7 +47,7 @@ func (d *Device) faultMessage(words []string) (string, error) {
 			}
 			c.Clear = append(c.Clear, id)
 		}
-		_, err := d.ChangeFaults(c)
+		_, _, err := d.ChangeFaults(c)
 		return "", err
 	}
 	return "", invalid("message @fault: found %q; wanted set, list or clear", verb)

@@ -45,7 +45,10 @@ type FaultChange struct {
 func (d *Device) Faults() []FaultInfo {
 	d.faultMu.Lock()
 	defer d.faultMu.Unlock()
-	f := d.faults.Load()
+	return d.faults.Load().list()
+}
+
+func (f *faults) list() []FaultInfo {
 	if f == nil {
 		return nil
 	}
@@ -62,19 +65,13 @@ func (d *Device) Faults() []FaultInfo {
 // ChangeFaults clears and adds rules, all or nothing, and lists what there is
 // then. When it returns, the change is on disk, every request that begins sees
 // it, and what waited by a cleared rule goes on; what a cleared rule kept back
-// is lost. A random rule without a seed gets one.
-func (d *Device) ChangeFaults(c FaultChange) ([]FaultInfo, error) {
-	if err := d.changeFaults(c); err != nil {
-		return nil, err
-	}
-	return d.Faults(), nil
-}
-
-func (d *Device) changeFaults(c FaultChange) error {
+// is lost. A random rule without a seed gets one. Added are the IDs of the new
+// rules.
+func (d *Device) ChangeFaults(c FaultChange) (all []FaultInfo, added []int, err error) {
 	d.faultMu.Lock()
 	defer d.faultMu.Unlock()
 	if d.faultsOver.Load() {
-		return d.errGone()
+		return nil, nil, d.errGone()
 	}
 	old := d.faults.Load()
 	if old == nil {
@@ -82,10 +79,10 @@ func (d *Device) changeFaults(c FaultChange) error {
 	}
 	stay, gone, err := old.without(c)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if n := len(stay) + len(c.Add); n > maxFaults {
-		return invalid("device %s would have %d fault rules; it can have %d", d.Name(), n, maxFaults)
+		return nil, nil, invalid("device %s would have %d fault rules; it can have %d", d.Name(), n, maxFaults)
 	}
 	next := &faults{d: d, rules: stay, next: max(old.next, 1), kept: old.kept}
 	for _, r := range c.Add {
@@ -93,13 +90,14 @@ func (d *Device) changeFaults(c FaultChange) error {
 			r.Seed = uint64(rand.Uint32()) + 1
 		}
 		next.rules = append(next.rules, faultrule.Arm(next.next, r))
+		added = append(added, next.next)
 		next.next++
 	}
 	if err := d.recordFaults(next); err != nil {
-		return err
+		return nil, nil, err
 	}
 	next.arm(gone)
-	return nil
+	return next.list(), added, nil
 }
 
 // without splits the rules into those that stay and those that a change clears.

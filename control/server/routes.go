@@ -40,6 +40,10 @@ func (s *Server) handlers() map[string]handler {
 		"POST /v1/device/message": s.message,
 		"POST /v1/device/discard": s.discard,
 		"POST /v1/device/flush":   s.flush,
+
+		"GET /v1/faults":         s.allFaults,
+		"GET /v1/device/faults":  s.faults,
+		"POST /v1/device/faults": s.changeFaults,
 	}
 	for _, op := range []string{
 		control.OpCreate, control.OpLoad, control.OpClear, control.OpSuspend, control.OpResume,
