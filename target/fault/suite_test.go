@@ -62,17 +62,19 @@ type lab struct {
 // disk is a lower device with a name.
 type disk struct {
 	*blockdev.Mem
-	name string
-	id   uint64
+	name  string
+	id    uint64
+	block int
 }
 
+func (d *disk) BlockSize() int  { return d.block }
 func (d *disk) Name() string    { return d.name }
 func (d *disk) ID() blockdev.ID { return blockdev.ID{Kind: blockdev.IDMemory, A: d.id} }
 
 func newLab(t *testing.T, sectors blockdev.Sector, names ...string) *lab {
 	l := &lab{t: t, disks: map[string]*devtest.Fault{}}
 	for i, name := range names {
-		l.disks[name] = devtest.NewFault(&disk{blockdev.NewMem(sectors.Bytes()), name, uint64(i + 1)})
+		l.disks[name] = devtest.NewFault(&disk{blockdev.NewMem(sectors.Bytes()), name, uint64(i + 1), 512})
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
@@ -124,7 +126,7 @@ func read(t *testing.T, tgt target.Target, off int64, n int) []byte {
 }
 
 func TestTypes_AreThoseOfTheKernel(t *testing.T) {
-	want := map[string][3]uint32{"flakey": {1, 5, 0}}
+	want := map[string][3]uint32{"flakey": {1, 5, 0}, "log-writes": {1, 1, 0}}
 	for _, typ := range Types() {
 		if want[typ.Name] != typ.Version || typ.Singleton || typ.Immutable || typ.Wildcard {
 			t.Errorf("%+v", typ)
