@@ -86,7 +86,7 @@ func (s *session) planCow(w cowWish, name string, origin place, size int64, file
 	if err := checkChunkSize(w.chunk, origin.blockSize, c.place.blockSize); err != nil {
 		return nil, fail(exitUsage, err, "")
 	}
-	err := checkDir(c.path)
+	err := checkDir(c.path, "COW")
 	if c.exists {
 		err = s.checkCow(c, origin, w.force)
 	}
@@ -144,16 +144,16 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 	return err
 }
 
-// checkDir refuses a new file whose directory is not there.
-func checkDir(path string) error {
+// checkDir refuses a new file, a COW or a log, whose directory is not there.
+func checkDir(path, what string) error {
 	dir := filepath.Dir(path)
 	switch fi, err := os.Stat(dir); {
 	case errors.Is(err, os.ErrNotExist):
-		return fail(exitFailed, fmt.Errorf("the COW %s cannot be made: there is no directory %s", path, dir), "make it first: mkdir "+shellQuote(dir))
+		return fail(exitFailed, fmt.Errorf("the %s %s cannot be made: there is no directory %s", what, path, dir), "make it first: mkdir "+shellQuote(dir))
 	case err != nil:
 		return err
 	case !fi.IsDir():
-		return failf(exitFailed, "the COW %s cannot be made: %s is no directory", path, dir)
+		return failf(exitFailed, "the %s %s cannot be made: %s is no directory", what, path, dir)
 	}
 	return nil
 }

@@ -8,6 +8,9 @@ func peopleCommands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newOriginCommand(a),
 		newSnapshotCommand(a),
+		newMirrorCommand(a),
+		newPolicyCommand(a),
+		newJobsCommand(a),
 		newDiscardCommand(a),
 		newFaultCommand(a),
 		newAttachCommand(a),

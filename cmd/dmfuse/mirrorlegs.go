@@ -1,0 +1,138 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// What mirror create and add-leg want of a leg.
+
+const (
+	minLegs = 2
+	maxLegs = 9 // kernel: MAX_NR_MIRRORS, dm-raid1.c
+)
+
+// findLegs resolves the legs of a new mirror and checks that they are
+// different ones that nobody uses.
+func (s *session) findLegs(words []string) ([]place, error) {
+	if len(words) < minLegs || len(words) > maxLegs {
+		return nil, usagef("a mirror has %d to %d legs, %d were given", minLegs, maxLegs, len(words))
+	}
+	legs := make([]place, 0, len(words))
+	for _, w := range words {
+		p, err := s.find(w)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkSectors(p); err != nil {
+			return nil, err
+		}
+		for i, l := range legs {
+			if samePlace(l, p) {
+				return nil, usagef("the legs %q and %q are the same: %s", words[i], w, p.what())
+			}
+		}
+		legs = append(legs, p)
+	}
+	for _, p := range legs {
+		if err := s.checkLegFree(p); err != nil {
+			return nil, err
+		}
+	}
+	return legs, nil
+}
+
+// samePlace says whether two places are one file, block device or device.
+func samePlace(a, b place) bool {
+	switch {
+	case a.device != nil || b.device != nil:
+		return a.device != nil && b.device != nil && a.device.Name == b.device.Name
+	case a.block != b.block:
+		return false
+	}
+	return sameFile(a.path, b)
+}
+
+// checkLegFree refuses a leg that somebody else has in use.
+func (s *session) checkLegFree(p place) error {
+	for _, u := range s.usesOf(p) {
+		next := "remove that device first, or use it as the leg: " + u.device.Name
+		if u.role == "mirror" {
+			next = "a file is the leg or log of one mirror only; see it with: dmfuse mirror status " + shellQuote(u.device.Name)
+		}
+		return fail(exitBusy, fmt.Errorf("%s cannot be a leg: the device %s uses it as its %s", p.what(), u.device.Name, u.role), next)
+	}
+	users, err := s.writersOf(p)
+	if err != nil {
+		return err
+	}
+	if p.device != nil && p.device.OpenCount > 0 && len(users) == 0 {
+		users = []string{strconv.Itoa(p.device.OpenCount) + " others that have it open"}
+	}
+	if len(users) > 0 {
+		return busy(p, users, "end this use first: what is written past the mirror reaches this leg only")
+	}
+	if p.device != nil && p.device.ReadOnly {
+		return failf(exitFailed, "%s cannot be a leg: it is read-only", p.what())
+	}
+	return nil
+}
+
+// mirrorSize is the number of sectors of a mirror of the legs: those of the
+// first, whose data counts. A smaller leg cannot hold it. The notes say what of
+// a leg is not used.
+func mirrorSize(legs []place) (sectors uint64, notes []string, err error) {
+	sectors = legs[0].sectors()
+	for _, p := range legs[1:] {
+		if p.sectors() < sectors {
+			return 0, nil, fail(exitFailed, fmt.Errorf("%s has %d bytes, fewer than the %d of the first leg %s, whose data it is to hold",
+				p.what(), p.size, int64(sectors)*512, legs[0].path), "make it as large, or put the smaller one first if its data is what counts")
+		}
+	}
+	for _, p := range legs {
+		switch used := int64(sectors) * 512; {
+		case p.size-used >= 512:
+			notes = append(notes, fmt.Sprintf("%s is larger than the first leg: its last %d bytes are not used", p.what(), p.size-used))
+		case p.size != used:
+			notes = append(notes, fmt.Sprintf("the last %d bytes of %s are no whole sector of 512 bytes: the mirror ends before them", p.size-used, p.path))
+		}
+	}
+	return sectors, notes, nil
+}
+
+// regionFor settles the region size in sectors. One that was not asked for
+// shrinks to fit a small device.
+func regionFor(flag *sizeFlag, sectors uint64) (uint64, error) {
+	n := flag.bytes / 512
+	switch {
+	case flag.bytes%512 != 0 || n < 2 || n&(n-1) != 0:
+		return 0, usagef("--region-size %s: expected a power of two from 1k on; 512k suits most uses", flag.text)
+	case n > 1<<31: // the line has an unsigned number of 32 bits
+		return 0, usagef("--region-size %s: at most 1t is possible", flag.text)
+	case sectors < 2:
+		return 0, failf(exitFailed, "a mirror of one sector is not possible: a region has two at least")
+	}
+	for !flag.given && uint64(n) > sectors {
+		n /= 2
+	}
+	if uint64(n) > sectors {
+		return 0, usagef("--region-size %s is larger than the mirror, which has %s", flag.text, formatSize(int64(sectors)*512))
+	}
+	return uint64(n), nil
+}
+
+// regionsOf is the number of regions of a mirror.
+func regionsOf(sectors, region uint64) uint64 { return (sectors + region - 1) / region }
+
+// wordOf is how a place stands in a table line.
+func wordOf(p place) string {
+	if p.device != nil {
+		return p.device.Name
+	}
+	return p.path
+}
+
+// blockOf is the block size of a log on that place, or on a new file.
+func blockOf(p place) int { return max(p.blockSize, blockdev.SectorSize) }
