@@ -144,25 +144,42 @@ func DumpLog(w io.Writer, dev blockdev.Device) error {
 	if r.Need == 0 {
 		return p.err
 	}
-	begin, clean := uint64(0), false
-	end := func(at uint64) {
-		if at > begin {
-			p.printf("%d..%d %s\n", begin, at-1, map[bool]string{true: "clean", false: "dirty"}[clean])
-		}
-	}
-	err = eachWord(dev, r.Header.Regions, func(first, word uint64) {
-		for i := range min(64, r.Header.Regions-first) {
-			if c := word>>i&1 == 1; c != clean {
-				end(first + i)
-				begin, clean = first+i, c
-			}
-		}
+	err = EachRun(dev, r.Header.Regions, func(x LogRun) {
+		p.printf("%d..%d %s\n", x.First, x.First+x.Count-1, map[bool]string{true: "clean", false: "dirty"}[x.Clean])
 	})
 	if err != nil {
 		return err
 	}
-	end(r.Header.Regions)
 	return p.err
+}
+
+// LogRun is a run of regions that the log says the same of.
+type LogRun struct {
+	First uint64 `json:"first"`
+	Count uint64 `json:"count"`
+	Clean bool   `json:"clean"` // in sync, with no write under way; else dirty, or out of sync
+}
+
+// EachRun gives the bits of a log of so many regions as runs, from the first
+// region to the last. The number is that of a header which [CheckLog] found to
+// fit the device.
+func EachRun(dev blockdev.Device, regions uint64, fn func(LogRun)) error {
+	run := LogRun{}
+	err := eachWord(dev, regions, func(first, word uint64) {
+		for i := range min(64, regions-first) {
+			if c := word>>i&1 == 1; c != run.Clean {
+				if run.Count > 0 {
+					fn(run)
+				}
+				run = LogRun{First: first + i, Clean: c}
+			}
+			run.Count++
+		}
+	})
+	if err == nil && run.Count > 0 {
+		fn(run)
+	}
+	return err
 }
 
 // printer keeps the first error.

@@ -9,6 +9,7 @@ func peopleCommands(a *app) []*cobra.Command {
 		newOriginCommand(a),
 		newSnapshotCommand(a),
 		newMirrorCommand(a),
+		newLogCommand(a),
 		newPolicyCommand(a),
 		newJobsCommand(a),
 		newDiscardCommand(a),
