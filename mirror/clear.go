@@ -71,7 +71,7 @@ func (m *mirror) clean(regions []Region) {
 		e := m.regions[r]
 		switch {
 		case e != nil && e.sweep && e.idle:
-			if !m.differs[r] {
+			if !m.differs[r] && !m.keepDirty {
 				m.dirty.clear(r)
 			}
 			delete(m.regions, r)

@@ -15,9 +15,10 @@ import (
 //	policy [KEY=VALUE...]   changes policies, and prints them
 //	report                  a [Report] as JSON
 //	recover                 regions out of sync are tried now
+//	resync [LEG]            everything is copied again from the default leg
 //	scrub start [repair [LEG]], scrub stop, scrub report
 //	                        compares the legs; the report is a [ScrubReport] as JSON
-func (m *mirror) Message(_ context.Context, words []string) (string, error) {
+func (m *mirror) Message(ctx context.Context, words []string) (string, error) {
 	if len(words) == 0 {
 		return "", fmt.Errorf("%w: mirror: no message", blockdev.ErrInvalid)
 	}
@@ -38,10 +39,12 @@ func (m *mirror) Message(_ context.Context, words []string) (string, error) {
 		return string(b), err
 	case verb == "recover" && len(args) == 0:
 		return "", m.recoverNow()
+	case verb == "resync":
+		return "", m.resyncMessage(ctx, args)
 	case verb == "scrub":
 		return m.scrubMessage(args)
 	}
-	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report, recover, or scrub start|stop|report", blockdev.ErrInvalid, strings.Join(words, " "))
+	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report, recover, resync [LEG], or scrub start|stop|report", blockdev.ErrInvalid, strings.Join(words, " "))
 }
 
 // changePolicies changes all of them or none.
@@ -78,13 +81,9 @@ func (m *mirror) setPolicies(p Policies) {
 func (m *mirror) recoverNow() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.rec.on {
-		return fmt.Errorf("%w: mirror: suspended or read-only", blockdev.ErrBusy)
+	if err := m.mayRecoverLocked(); err != nil {
+		return err
 	}
-	if l := m.defaultLeg(); l.has(writeError | flushError) {
-		return fmt.Errorf("%w: mirror: the default leg %s lacks writes that were answered; suspend and resume to take it as it is", blockdev.ErrInvalid, l.dev.Name())
-	}
-	m.rec.pos, m.rec.retry = 0, true
-	m.loops.wake(loopRecover)
+	m.passLocked(0)
 	return nil
 }

@@ -106,6 +106,8 @@ type mirror struct {
 	held         map[*hold]struct{}
 	released     chan struct{} // closed when held writes are to look again
 	rec          recovery
+	work         work
+	keepDirty    bool // a resync begins: no bit is set to clean
 	cold         freezes
 	scrub        *scrub // the last one, nil if there was none
 

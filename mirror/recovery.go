@@ -10,12 +10,17 @@ import (
 // runBytes is how much of neighbouring small regions one copy takes.
 const runBytes = 1 << 20
 
+// maxMisses is how many regions may fail before a later pass ends.
+const maxMisses = 16
+
 // recovery brings regions back in sync: a pass over all regions at resume, and
 // later passes over those that are out of sync then. Guarded by mirror.mu.
 type recovery struct {
 	on     bool      // between resume and suspend
 	pos    Region    // the pass got so far
 	retry  bool      // this pass is a later one
+	from   Region    // where the next pass begins
+	misses int       // failures in a later pass
 	next   time.Time // of the next pass; zero: none is due
 	active int       // runs under way
 	solo   []Region  // recovering, to be copied one by one
@@ -56,14 +61,28 @@ func (m *mirror) recoverStep(now time.Time) time.Duration {
 	if l := m.defaultLeg(); !l.has(writeError | flushError) {
 		// Otherwise it may lack what was answered, and must not win while
 		// somebody could still repair it.
-		m.rec.pos, m.rec.retry = 0, true
+		m.passLocked(m.rec.from)
 	}
 	return 0
+}
+
+// passLocked begins a later pass over the regions that are out of sync, with
+// those from one on.
+func (m *mirror) passLocked(from Region) {
+	if _, ok := m.dirty.nextUnsynced(from); !ok {
+		from = 0
+	}
+	m.rec.pos, m.rec.retry = from, true
+	m.rec.from, m.rec.misses = 0, 0
+	m.loops.wake(loopRecover)
 }
 
 // noticeSyncLocked ends a recovery: all marks are forgotten
 // (kernel: do_recovery).
 func (m *mirror) noticeSyncLocked() {
+	if m.dirty.complete() && !m.work.started.IsZero() {
+		m.work = work{}
+	}
 	if m.inSync || !m.dirty.complete() {
 		return
 	}
@@ -145,6 +164,7 @@ func (m *mirror) copyLocked(r *run) {
 		<-ready
 		m.copied(r, readErr, writeErr, job)
 	})
+	m.work.beginLocked(r, job, time.Now())
 	close(ready)
 }
 
@@ -157,6 +177,7 @@ func (m *mirror) copied(r *run, readErr bool, writeErr uint64, job *kcopyd.Job) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ok := !readErr && writeErr == 0
+	m.work.endLocked(r, ok, m, time.Now())
 	if !ok && m.rec.on && r.n > 1 {
 		// One by one, to find out which region it is.
 		for i := range r.n {
@@ -182,8 +203,13 @@ func (m *mirror) copyFailedLocked(r *run, readErr bool, writeErr uint64, why err
 			m.failLegLocked(i, syncError, why)
 		}
 	}
-	if r.retry {
-		m.rec.pos = m.dirty.n // no use to try the others now
+	if !r.retry {
+		return
+	}
+	// Where so many fail, there is no use in trying the others now; the next
+	// pass begins with them.
+	if m.rec.misses++; m.rec.misses == maxMisses {
+		m.rec.from, m.rec.pos = r.first+1, m.dirty.n
 	}
 }
 
