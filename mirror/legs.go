@@ -25,6 +25,8 @@ type leg struct {
 	dev    target.Lower
 	offset int64 // byte of dev where the mirror begins
 
+	dropped atomic.Bool // by the leg record
+
 	errors atomic.Uint32 // since the marks were cleared last
 	types  atomic.Uint32 // of errorType
 
@@ -32,7 +34,7 @@ type leg struct {
 	next  atomic.Int64 // where the last read ended
 }
 
-func (l *leg) ok() bool { return l.errors.Load() == 0 }
+func (l *leg) ok() bool { return l.errors.Load() == 0 && !l.dropped.Load() }
 
 func (l *leg) has(t errorType) bool { return errorType(l.types.Load())&t != 0 }
 
@@ -44,7 +46,7 @@ func (l *leg) letter() byte {
 		return 'A'
 	case l.has(flushError):
 		return 'F'
-	case l.has(writeError):
+	case l.has(writeError), l.dropped.Load():
 		return 'D'
 	case l.has(syncError):
 		return 'S'
@@ -180,7 +182,12 @@ var (
 	_ blockdev.Device   = window{}
 	_ blockdev.Zeroer   = window{}
 	_ blockdev.Extenter = window{}
+
+	_ blockdev.Identified = window{} // so that what was seen of its holes is remembered
 )
+
+func (w window) Name() string    { return w.dev.Name() }
+func (w window) ID() blockdev.ID { return w.dev.ID() }
 
 func (w window) ReadAt(p []byte, off int64) (int, error) {
 	if err := target.ReadLower(context.Background(), w.dev, p, off); err != nil {
