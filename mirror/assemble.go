@@ -26,6 +26,8 @@ type Member struct {
 	// table line.
 	Path   string
 	Offset blockdev.Sector
+	// Number is major:minor of what is no file; empty: not known.
+	Number string
 	// File says that it is a regular file, which has a sidecar.
 	File bool
 	// Missing is why it cannot be opened; nil: it can.
@@ -34,16 +36,17 @@ type Member struct {
 
 // LogMember is the log of a [Setup].
 type LogMember struct {
-	Disk bool   // on a device; else in memory
-	Path string // as of a [Member]
-	File bool
+	Disk   bool   // on a device; else in memory
+	Path   string // as of a [Member]
+	Number string
+	File   bool
 }
 
 func (l LogMember) record() LogRecord {
 	if !l.Disk {
 		return LogRecord{Type: logCore, NoCopy: true}
 	}
-	return LogRecord{Type: logDisk, Path: l.Path, NoCopy: !l.File}
+	return LogRecord{Type: logDisk, Path: l.Path, Number: l.Number, NoCopy: !l.File}
 }
 
 // AssemblyKind names what is wrong with an assembly; the words are stable.
@@ -235,12 +238,7 @@ func (a *Assembly) place(m Member, f found, taken map[int]bool) AssembledLeg {
 	case own && f.side.Self >= 0:
 		l, known = h.leg(f.side.Self)
 	case f.side == nil:
-		for _, x := range h.Legs {
-			if x.Path == m.Path && x.Offset == m.Offset && !taken[x.ID] {
-				l, known = x, true
-				break
-			}
-		}
+		l, known = h.named(m, taken)
 	}
 	if !known {
 		if m.Missing != nil {
@@ -280,6 +278,22 @@ func (a *Assembly) place(m Member, f found, taken map[int]bool) AssembledLeg {
 		return refill("its record is missing")
 	}
 	return out
+}
+
+// named finds the leg that is meant by somebody without a copy: by its path, or
+// by the number that it had.
+func (r Record) named(m Member, taken map[int]bool) (LegRecord, bool) {
+	for _, same := range []func(LegRecord) bool{
+		func(l LegRecord) bool { return l.Path == m.Path },
+		func(l LegRecord) bool { return m.Number != "" && l.Number == m.Number },
+	} {
+		for _, l := range r.Legs {
+			if same(l) && l.Offset == m.Offset && !taken[l.ID] {
+				return l, true
+			}
+		}
+	}
+	return LegRecord{}, false
 }
 
 // current tells whether a leg with an own copy has all that the record says:
@@ -361,7 +375,7 @@ func (a *Assembly) trust(m LogMember, f found) {
 		a.Notes = append(a.Notes, "the log is not to be trusted: "+l.Why)
 	case l.Type != logDisk:
 		a.Notes = append(a.Notes, "the log is new")
-	case f.side == nil && (!l.NoCopy || l.Path != m.Path):
+	case f.side == nil && (!l.NoCopy || l.Path != m.Path && (m.Number == "" || l.Number != m.Number)):
 		a.Notes = append(a.Notes, fmt.Sprintf("the log %s is not the one of the record", m.Path))
 	case f.side != nil && (f.side.Mirror != a.Found.Mirror || f.side.Self >= 0 || !a.Found.follows(f.side.Record)):
 		a.Notes = append(a.Notes, fmt.Sprintf("the log %s is not the one of the record", m.Path))
@@ -384,12 +398,18 @@ func (a *Assembly) record(s Setup, now time.Time) (Record, bool) {
 	n := a.Found.next(now)
 	n.Generation = max(n.Generation, a.floor+1)
 	n.Log = s.Log.record()
+	if old := a.Found.Log; old.NoCopy && !s.Log.File && old.Number == n.Log.Number {
+		n.Log.Path = old.Path
+	}
 	at := n.Changed
 	n.Legs = nil
 	for i, l := range a.Legs {
 		m := s.Legs[i]
-		r := LegRecord{ID: l.ID, Path: m.Path, Offset: m.Offset, State: l.State, NoCopy: !m.File, Why: l.Why, Since: &at}
+		r := LegRecord{ID: l.ID, Path: m.Path, Number: m.Number, Offset: m.Offset, State: l.State, NoCopy: !m.File, Why: l.Why, Since: &at}
 		if old, ok := a.Found.leg(l.ID); ok {
+			if !m.File && old.NoCopy && (m.Number == "" || old.Number == m.Number) {
+				r.Path, r.Number = old.Path, old.Number
+			}
 			if old.State == l.State && !l.Refill {
 				r.Why, r.Since = old.Why, old.Since
 			}

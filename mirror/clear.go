@@ -11,7 +11,7 @@ func (m *mirror) clearStep(now time.Time, all bool) time.Duration {
 		return next
 	}
 	if !m.dirty.isStuck() && !m.o.Hooks.NoLegFlush && !(m.o.Hooks.NoRecoveryFlush && m.allCopied(regions)) {
-		if mask, err := m.flushLegs(); mask != 0 {
+		if mask, err := m.flushUsed(); mask != 0 {
 			m.sweepFailed(mask, err)
 			return 0
 		}

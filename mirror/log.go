@@ -24,10 +24,11 @@ type dirtyLog struct {
 	count atomic.Int64 // ones in sync
 
 	// The rest is for logs on a device.
-	dev   target.Lower
-	block int64
-	event func()
-	ro    bool // nothing is written
+	dev    target.Lower
+	block  int64
+	event  func()
+	ro     bool            // nothing is written
+	forget []atomic.Uint64 // at this resume all regions become out of sync; those that were in sync are noted here
 
 	mu      sync.Mutex
 	done    sync.Cond
@@ -183,6 +184,30 @@ func (l *dirtyLog) all() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.seq
+}
+
+// forgetAll makes all regions out of sync, and those that were not known in
+// alike. What it returns is given to commit.
+func (l *dirtyLog) forgetAll(alike []atomic.Uint64) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.sync {
+		w := l.sync[i].Swap(0)
+		if alike != nil {
+			alike[i].Or(w)
+		}
+	}
+	l.count.Store(0)
+	for r := Region(0); r < l.n && l.dev != nil; r++ {
+		if l.image[offBits+int64(r/8)] == 0 {
+			r |= 7
+			continue
+		}
+		if l.setBit(r, false) {
+			l.dirtied = l.seq
+		}
+	}
+	return l.dirtied
 }
 
 // isStuck tells whether stick was called.

@@ -123,6 +123,10 @@ func (l *dirtyLog) settle(known uint64) {
 		if l.resumed && l.word == syncNone {
 			w &= l.sync[i].Load()
 		}
+		if l.forget != nil {
+			l.forget[i].Or(w)
+			w = 0
+		}
 		if l.stuck {
 			binary.LittleEndian.PutUint64(at, 0)
 		} else {

@@ -12,6 +12,7 @@ const (
 	loopRecover loop = iota
 	loopClear
 	loopScrub
+	loopPromote
 	loopCount
 )
 

@@ -16,6 +16,7 @@ import (
 //	report                  a [Report] as JSON
 //	recover                 regions out of sync are tried now
 //	resync [LEG]            everything is copied again from the default leg
+//	drop LEG                with a leg record: the leg is not used any more
 //	scrub start [repair [LEG]], scrub stop, scrub report
 //	                        compares the legs; the report is a [ScrubReport] as JSON
 func (m *mirror) Message(ctx context.Context, words []string) (string, error) {
@@ -25,9 +26,9 @@ func (m *mirror) Message(ctx context.Context, words []string) (string, error) {
 	verb, args := words[0], words[1:]
 	switch {
 	case verb == "throttle" && len(args) == 1:
-		return "", m.changePolicies([]string{"throttle=" + args[0]})
+		return "", m.changeAndKeep([]string{"throttle=" + args[0]})
 	case verb == "policy":
-		err := m.changePolicies(args)
+		err := m.changeAndKeep(args)
 		if err != nil {
 			return "", err
 		}
@@ -39,12 +40,28 @@ func (m *mirror) Message(ctx context.Context, words []string) (string, error) {
 		return string(b), err
 	case verb == "recover" && len(args) == 0:
 		return "", m.recoverNow()
+	case verb == "drop" && len(args) == 1:
+		return "", m.dropLeg(args[0])
 	case verb == "resync":
 		return "", m.resyncMessage(ctx, args)
 	case verb == "scrub":
 		return m.scrubMessage(args)
 	}
-	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report, recover, resync [LEG], or scrub start|stop|report", blockdev.ErrInvalid, strings.Join(words, " "))
+	return "", fmt.Errorf("%w: mirror: unknown message %q: expected throttle PERCENT|RATE/s, policy [KEY=VALUE...], report, recover, resync [LEG], drop LEG, or scrub start|stop|report", blockdev.ErrInvalid, strings.Join(words, " "))
+}
+
+// changeAndKeep changes policies, all of them or none, and puts them into the
+// leg record if there is one.
+func (m *mirror) changeAndKeep(words []string) error {
+	if err := m.changePolicies(words); err != nil || m.keep == nil {
+		return err
+	}
+	set := map[string]string{}
+	for _, w := range words {
+		k, v, _ := strings.Cut(w, "=")
+		set[k] = v
+	}
+	return m.keepPolicies(set)
 }
 
 // changePolicies changes all of them or none.

@@ -25,6 +25,8 @@ type Options struct {
 	ClearDelay time.Duration
 	// Policies are those of a new target; the zero value: the defaults.
 	Policies Policies
+	// steps are those of the sidecars; nil: of the machine. For tests only.
+	steps steps
 	// Hooks break the rules of the package on purpose. For tests only.
 	Hooks Hooks
 }
@@ -109,7 +111,8 @@ type mirror struct {
 	work         work
 	keepDirty    bool // a resync begins: no bit is set to clean
 	cold         freezes
-	scrub        *scrub // the last one, nil if there was none
+	keep         *recorded // nil without the feature leg_record
+	scrub        *scrub    // the last one, nil if there was none
 
 	loops *loops // nil while suspended
 }
@@ -180,15 +183,26 @@ func (m *mirror) open() error {
 			return &target.ArgError{Index: 3, Text: m.params.log, Want: fmt.Sprintf("a log device (%v)", err)}
 		}
 	}
-	for _, p := range m.params.legs {
+	missing := map[int]error{}
+	for i, p := range m.params.legs {
 		dev, err := m.env.Open(p.dev, m.env.Mode())
-		if err != nil {
+		if err == nil && m.params.legRecord && p.offset.Bytes()+m.length > dev.Size() {
+			err = fmt.Errorf("%w: leg %s has %d bytes, needed are %d", blockdev.ErrInvalid, p.dev, dev.Size(), p.offset.Bytes()+m.length)
+		}
+		if err != nil && !m.params.legRecord {
 			return err
+		}
+		if err != nil { // the record may say that it is dropped
+			missing[i] = err
+			dev = absentLeg{p.dev, err}
 		}
 		if end := p.offset + m.env.Length; end > blockdev.MaxSector {
 			return &target.ArgError{Want: fmt.Sprintf("leg %s ends at sector %d, beyond all offsets", p.dev, uint64(end))}
 		}
 		m.legs = append(m.legs, &leg{dev: dev, offset: p.offset.Bytes()})
+	}
+	if m.params.legRecord {
+		return m.openRecord(missing)
 	}
 	return nil
 }
@@ -213,6 +227,9 @@ func (m *mirror) Devices() []target.DeviceUse {
 		list = append(list, target.DeviceUse{Lower: d, Area: blockdev.Range{Count: blockdev.SectorsIn(int64(len(m.dirty.image)))}})
 	}
 	for i, l := range m.legs {
+		if _, absent := l.dev.(absentLeg); absent {
+			continue
+		}
 		list = append(list, target.DeviceUse{Lower: l.dev, Area: blockdev.Range{Start: m.params.legs[i].offset, Count: m.env.Length}})
 	}
 	return list

@@ -10,7 +10,7 @@ import (
 	"github.com/dmfuse/dmfuse/target"
 )
 
-const usage = "<core <1|2>|disk <2|3> <log device>> <region sectors> [sync|nosync] <legs> (<device> <offset>)... [<#features> [handle_errors] [keep_log]]"
+const usage = "<core <1|2>|disk <2|3> <log device>> <region sectors> [sync|nosync] <legs> (<device> <offset>)... [<#features> [handle_errors] [keep_log] | leg_record]"
 
 // maxLegs is the default leg and the destinations of one copy
 // (kernel: MAX_NR_MIRRORS, dm-raid1.c).
@@ -37,6 +37,7 @@ type params struct {
 
 	handleErrors bool
 	keepLog      bool
+	legRecord    bool // instead of both; not in the kernel
 }
 
 type legParams struct {
@@ -171,9 +172,14 @@ func (p *params) parseFeatures(a *target.Args) error {
 			p.handleErrors = true
 		case "keep_log":
 			p.keepLog = true
+		case "leg_record":
+			p.legRecord = true
 		default:
-			return a.Bad("handle_errors or keep_log")
+			return a.Bad("handle_errors, keep_log or leg_record")
 		}
+	}
+	if p.legRecord && p.handleErrors {
+		return a.Bad("leg_record alone, which answers all errors itself")
 	}
 	if p.keepLog && !p.handleErrors {
 		return a.Bad("handle_errors too, which keep_log needs")
@@ -206,6 +212,9 @@ func (p params) line(log string, legs []string) string {
 	}
 	if p.keepLog {
 		features = append(features, "keep_log")
+	}
+	if p.legRecord {
+		features = append(features, "leg_record")
 	}
 	if len(features) > 0 {
 		fmt.Fprintf(&b, " %d %s", len(features), strings.Join(features, " "))

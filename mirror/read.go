@@ -28,10 +28,10 @@ func (m *mirror) readRange(ctx context.Context, p []byte, off int64) error {
 // sameSync is how many bytes from off on are all in sync, or all not.
 func (m *mirror) sameSync(off, n int64) (int64, bool) {
 	r, last := m.regionOf(off), m.regionOf(off+n-1)
-	in := m.dirty.inSync(r)
+	in := m.alike(r)
 	for r < last {
 		r++
-		if m.dirty.inSync(r) != in {
+		if m.alike(r) != in {
 			return m.regionStart(r) - off, in
 		}
 	}
@@ -40,6 +40,9 @@ func (m *mirror) sameSync(off, n int64) (int64, bool) {
 
 // read reads a range that is in sync or not, from leg to leg.
 func (m *mirror) read(ctx context.Context, p []byte, off int64, in bool) error {
+	if m.keep != nil {
+		return m.readRecorded(ctx, p, off, in)
+	}
 	var last error
 	for {
 		l := m.readLeg(off, in)

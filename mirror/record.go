@@ -60,6 +60,8 @@ type PastRecord struct {
 type LogRecord struct {
 	Type string `json:"type"`           // core or disk
 	Path string `json:"path,omitempty"` // of a log on a device
+	// Number is major:minor of what is no file, when the record was written.
+	Number string `json:"number,omitempty"`
 	// NoCopy says that no copy of the record is kept beside the log: it is no
 	// file, or its folder could not be written.
 	NoCopy bool `json:"no_copy,omitempty"`
@@ -75,7 +77,9 @@ type LegRecord struct {
 	ID     int             `json:"id"`   // never used twice in one mirror
 	Path   string          `json:"path"` // of a file its absolute path; else the word of the table line
 	Offset blockdev.Sector `json:"offset_sectors"`
-	State  LegState        `json:"state"`
+	// Number is major:minor of what is no file, when the record was written.
+	Number string   `json:"number,omitempty"`
+	State  LegState `json:"state"`
 	// NoCopy says that no copy of the record is kept beside the leg.
 	NoCopy bool `json:"no_copy,omitempty"`
 	// Why and Since tell of the last change of the state.
@@ -111,7 +115,7 @@ func NewRecord(s Setup, now time.Time) Record {
 		Length: s.Length, Region: s.Region, Log: s.Log.record(), Created: now, Changed: now,
 	}
 	for i, m := range s.Legs {
-		l := LegRecord{ID: i, Path: m.Path, Offset: m.Offset, State: LegFilling, NoCopy: !m.File, Since: &now}
+		l := LegRecord{ID: i, Path: m.Path, Number: m.Number, Offset: m.Offset, State: LegFilling, NoCopy: !m.File, Since: &now}
 		if i == 0 {
 			l.State = LegIn
 		}

@@ -31,8 +31,12 @@ type recovery struct {
 type run struct {
 	first Region
 	n     Region
-	src   int  // leg
-	retry bool // in a later pass
+	src   int   // leg
+	dests []int // legs
+	retry bool  // in a later pass
+
+	epoch uint64 // of the active legs, with a leg record
+	bad   uint32 // legs that could not be read, one bit each
 }
 
 // recoverStep starts copies as far as there may be some, notices that the mirror
@@ -58,7 +62,7 @@ func (m *mirror) recoverStep(now time.Time) time.Duration {
 		return d
 	}
 	m.rec.next = time.Time{}
-	if l := m.defaultLeg(); !l.has(writeError | flushError) {
+	if l := m.defaultLeg(); m.keep != nil || !l.has(writeError|flushError) {
 		// Otherwise it may lack what was answered, and must not win while
 		// somebody could still repair it.
 		m.passLocked(m.rec.from)
@@ -86,6 +90,10 @@ func (m *mirror) noticeSyncLocked() {
 	if m.inSync || !m.dirty.complete() {
 		return
 	}
+	if m.filling() {
+		m.loops.wake(loopPromote)
+		return
+	}
 	m.inSync, m.flushFailure = true, false
 	m.clearMarksLocked()
 	m.env.Event()
@@ -95,6 +103,9 @@ func (m *mirror) noticeSyncLocked() {
 // startRunLocked takes the next regions out of sync and copies them, at once or
 // when their writes have ended.
 func (m *mirror) startRunLocked() bool {
+	if m.keep != nil && m.keep.paused {
+		return false
+	}
 	r := run{src: int(m.def.Load()), retry: m.rec.retry, n: 1}
 	if k := len(m.rec.solo); k > 0 {
 		r.first = m.rec.solo[0]
@@ -120,7 +131,7 @@ func (m *mirror) startRunLocked() bool {
 		e.state, e.done, e.run, e.failed = stateRecovering, make(chan struct{}), &r, false
 		return true
 	}
-	for m.rec.pos < m.dirty.n && int64(r.n+1)*m.region <= runBytes && m.regions[m.rec.pos] == nil && m.freeLocked(m.rec.pos) && !m.dirty.inSync(m.rec.pos) {
+	for m.rec.pos < m.dirty.n && int64(r.n+1)*m.region <= runBytes && m.regions[m.rec.pos] == nil && m.freeLocked(m.rec.pos) && !m.dirty.inSync(m.rec.pos) && m.joinsLocked(m.rec.pos) {
 		r.n++
 		m.rec.pos++
 	}
@@ -150,9 +161,15 @@ func (m *mirror) copyLocked(r *run) {
 		l := m.legs[i]
 		return kcopyd.Region{Dev: window{l}, Start: blockdev.SectorsIn(l.offset + start), Count: count}
 	}
+	r.dests = m.copyLegsLocked(r)
+	if len(r.dests) == 0 { // no leg lacks anything
+		m.keep.copies++
+		m.finishLocked(r, true, true)
+		return
+	}
 	var dests []kcopyd.Region
-	for i := range len(m.legs) - 1 {
-		dests = append(dests, at(without(i, r.src)))
+	for _, i := range r.dests {
+		dests = append(dests, at(i))
 	}
 	var flags kcopyd.Flags
 	if m.kernelRule(r) {
@@ -170,10 +187,16 @@ func (m *mirror) copyLocked(r *run) {
 
 // kernelRule tells whether a failing copy counts as a good one, as it does
 // without handle_errors in the pass after a resume.
-func (m *mirror) kernelRule(r *run) bool { return !m.params.handleErrors && !r.retry && r.n == 1 }
+func (m *mirror) kernelRule(r *run) bool {
+	return !m.params.handleErrors && m.keep == nil && !r.retry && r.n == 1
+}
 
 // copied is told how a copy ended.
 func (m *mirror) copied(r *run, readErr bool, writeErr uint64, job *kcopyd.Job) {
+	if m.keep != nil {
+		m.copiedRecorded(r, readErr, writeErr, job)
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ok := !readErr && writeErr == 0

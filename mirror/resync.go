@@ -42,6 +42,7 @@ func (m *mirror) resync(ctx context.Context) error {
 			m.loseLocked(r)
 		}
 	}
+	m.forgetAlikeLocked()
 	clear(m.differs)
 	m.differ.Store(false)
 	m.inSync = false
@@ -54,7 +55,7 @@ func (m *mirror) mayRecoverLocked() error {
 	if !m.rec.on {
 		return fmt.Errorf("%w: mirror: suspended or read-only", blockdev.ErrBusy)
 	}
-	if l := m.defaultLeg(); l.has(writeError | flushError) {
+	if l := m.defaultLeg(); m.keep == nil && l.has(writeError | flushError) {
 		return fmt.Errorf("%w: mirror: the default leg %s lacks writes that were answered; suspend and resume to take it as it is", blockdev.ErrInvalid, l.dev.Name())
 	}
 	return nil
@@ -70,6 +71,9 @@ func (m *mirror) resyncMessage(ctx context.Context, words []string) error {
 		leg, err := m.legByWord(words[0])
 		if err != nil {
 			return err
+		}
+		if m.keep != nil {
+			return m.refillLeg(leg)
 		}
 		if leg == int(m.def.Load()) {
 			return fmt.Errorf("%w: mirror: leg %d is the source: the others are copied from it", blockdev.ErrInvalid, leg)

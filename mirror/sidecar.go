@@ -68,6 +68,7 @@ func RemoveSidecar(file string) error {
 // steps are what a copy of the record needs of a file system. Tests put one
 // there that loses power between any two of them.
 type steps interface {
+	isFile(dev blockdev.Identified) bool // has a sidecar
 	inode(file string) (uint64, error)
 	read(path string) ([]byte, error)
 	create(path string, data []byte) (tmp string, err error) // a new file beside path
@@ -137,6 +138,8 @@ func writeSidecar(st steps, file string, s Sidecar, h Hooks) (err error) {
 
 // osSteps are those of the machine.
 type osSteps struct{}
+
+func (osSteps) isFile(dev blockdev.Identified) bool { return dev.ID().Kind == blockdev.IDFile }
 
 func (osSteps) inode(file string) (uint64, error) {
 	var st unix.Stat_t

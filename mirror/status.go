@@ -69,6 +69,21 @@ type Report struct {
 	HeldSeconds float64   `json:"held_seconds"`        // its age
 	Policies    string    `json:"policies"`            // as the message policy prints them
 	Suspended   bool      `json:"suspended,omitempty"` // or never resumed
+
+	// Record is the leg record; nil without the feature, and before the first
+	// resume.
+	Record *RecordReport `json:"record,omitempty"`
+}
+
+// RecordReport is what is known of a mirror's leg record.
+type RecordReport struct {
+	Mirror     string `json:"mirror"`
+	Generation uint64 `json:"generation"`
+	// Copies is how many places have it; 0: it is in memory only.
+	Copies int `json:"copies"`
+	// LogUntrusted is why everything is copied after a crash; empty: it is not.
+	LogUntrusted string    `json:"log_untrusted,omitempty"`
+	Changed      time.Time `json:"changed,omitzero"`
 }
 
 // LegReport is the state of a leg.
@@ -78,10 +93,17 @@ type LegReport struct {
 	Health  string `json:"health"` // the letter of the status
 	Errors  uint32 `json:"errors"` // since the marks were cleared
 	Default bool   `json:"default,omitempty"`
+
+	// With a leg record; State is empty without.
+	ID    int       `json:"id,omitempty"`
+	State LegState  `json:"state,omitempty"`
+	Why   string    `json:"why,omitempty"` // it is not in
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Report tells the state of the mirror.
 func (m *mirror) Report() Report {
+	record := m.recordNow()
 	stats := m.copier.Stats()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -96,6 +118,7 @@ func (m *mirror) Report() Report {
 	for i, l := range m.legs {
 		r.Legs = append(r.Legs, LegReport{Device: l.dev.Name(), Offset: l.offset, Health: string(l.letter()), Errors: l.errors.Load(), Default: i == int(m.def.Load())})
 	}
+	r.addRecord(record)
 	for _, e := range m.regions {
 		switch e.state {
 		case stateDirty:

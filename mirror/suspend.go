@@ -31,6 +31,7 @@ func (m *mirror) PresuspendUndo() {
 	m.rec.on = !m.env.ReadOnly
 	m.loops.wake(loopRecover)
 	m.loops.wake(loopScrub)
+	m.loops.wake(loopPromote)
 }
 
 // Postsuspend clears the bits of all regions: there are no writes.
@@ -54,6 +55,26 @@ func (m *mirror) Postsuspend() {
 	}
 }
 
+// resumeLog reads the log. With a leg record the first time was at the assembly,
+// and a log that has failed is not read again.
+func (m *mirror) resumeLog() error {
+	if m.keep == nil {
+		return m.dirty.resume()
+	}
+	m.mu.Lock()
+	skip := !m.keep.made || m.logFailure
+	m.keep.made = true
+	m.mu.Unlock()
+	if skip {
+		return nil
+	}
+	err := m.dirty.resume()
+	if err != nil {
+		m.noteLogFailure()
+	}
+	return err
+}
+
 func (m *mirror) stopLoops() {
 	m.mu.Lock()
 	l := m.loops
@@ -62,13 +83,18 @@ func (m *mirror) stopLoops() {
 	l.stop()
 }
 
-// Preresume refuses nothing.
-func (m *mirror) Preresume() error { return nil }
+// Preresume refuses legs whose record does not allow to make a mirror of them.
+func (m *mirror) Preresume() error {
+	if m.keep == nil || m.keep.made {
+		return nil
+	}
+	return m.assembleRecord()
+}
 
 // Resume reads the log and starts the recovery (kernel: mirror_resume). A log
 // that fails does not keep the mirror from running.
 func (m *mirror) Resume() {
-	if err := m.dirty.resume(); err != nil {
+	if err := m.resumeLog(); err != nil {
 		m.log().WithError(err).Warn("the log failed at the resume: regions are taken for out of sync")
 	}
 	m.mu.Lock()
@@ -90,5 +116,6 @@ func (m *mirror) Resume() {
 		loopRecover: m.recoverStep,
 		loopClear:   func(now time.Time) time.Duration { return m.clearStep(now, false) },
 		loopScrub:   m.scrubStep,
+		loopPromote: m.promoteStep,
 	})
 }

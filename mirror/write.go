@@ -64,6 +64,9 @@ func (m *mirror) update(ctx context.Context, off, n int64, do change) error {
 // issue does the change of a piece and leaves its regions. It says whether the
 // piece has to be done again from the beginning, after it was held.
 func (m *mirror) issue(ctx context.Context, p piece, do change) (again bool, err error) {
+	if m.keep != nil {
+		return false, m.issueRecorded(ctx, p, do)
+	}
 	if p.class == classNosync {
 		return m.issueNosync(ctx, p, do)
 	}
@@ -174,6 +177,9 @@ func (m *mirror) ioError(why error) error {
 
 // Flush writes what the log has to say and flushes all legs.
 func (m *mirror) Flush(ctx context.Context) error {
+	if m.keep != nil {
+		return m.flushRecorded()
+	}
 	for {
 		err := m.dirty.commit(m.dirty.last())
 		stopped := m.logStops(err)
@@ -209,7 +215,7 @@ func (m *mirror) Discard(ctx context.Context, off, n int64) error {
 	}
 	defer m.endDiscard()
 	ctx = context.WithoutCancel(ctx)
-	mask, err := m.onLegs(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
+	mask, err := m.onUsed(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
 	if mask != 0 {
 		return fmt.Errorf("%w: mirror: discard: %v", blockdev.ErrUnsupported, err)
 	}
