@@ -58,11 +58,11 @@ func samePlace(a, b place) bool {
 // checkLegFree refuses a leg that somebody else has in use.
 func (s *session) checkLegFree(p place) error {
 	for _, u := range s.usesOf(p) {
-		next := "remove that device first, or use it as the leg: " + u.device.Name
 		if u.role == "mirror" {
-			next = "a file is the leg or log of one mirror only; see it with: dmfuse mirror status " + shellQuote(u.device.Name)
+			return fail(exitBusy, fmt.Errorf("%s cannot be a leg: the mirror %s uses it", p.what(), u.device.Name), "see it with: dmfuse mirror status "+shellQuote(u.device.Name))
 		}
-		return fail(exitBusy, fmt.Errorf("%s cannot be a leg: the device %s uses it as its %s", p.what(), u.device.Name, u.role), next)
+		return fail(exitBusy, fmt.Errorf("%s cannot be a leg: the device %s uses it as its %s", p.what(), u.device.Name, u.role),
+			"remove that device first, or use it as the leg: "+u.device.Name)
 	}
 	users, err := s.writersOf(p)
 	if err != nil {

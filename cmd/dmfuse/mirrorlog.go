@@ -79,7 +79,7 @@ func (s *session) checkLogFree(l *mirrorLog, legs []place) error {
 			"give a larger one, or larger regions with --region-size")
 	}
 	for _, u := range s.usesOf(p) {
-		return fail(exitBusy, fmt.Errorf("%s cannot be the log: the device %s uses it as its %s", p.what(), u.device.Name, u.role), "choose another file with --log")
+		return fail(exitBusy, fmt.Errorf("%s cannot be the log: the %s device %s uses it", p.what(), u.role, u.device.Name), "choose another file with --log")
 	}
 	users, err := s.writersOf(p)
 	if err != nil {

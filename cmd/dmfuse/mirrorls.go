@@ -76,10 +76,10 @@ func readMirrorStatus(text string) (st mirrorStatus, ok bool) {
 	case n >= 7:
 		st.log = words[n-1]
 		at := n - 2
-		for at > 1 && words[at] != "disk" {
+		for at > 0 && (words[at] != "disk" || words[at-1] != "3") {
 			at--
 		}
-		if words[at] != "disk" || words[at-1] != "3" {
+		if at == 0 {
 			return st, false
 		}
 		words = words[:at-1]

@@ -59,6 +59,9 @@ func (a *app) follow(ctx context.Context, ask func(context.Context) (work, error
 	defer tick.Stop()
 	for {
 		w, err := ask(ctx)
+		if err == nil {
+			last = w
+		}
 		switch {
 		case ctx.Err() != nil:
 			v.end()
@@ -70,7 +73,6 @@ func (a *app) follow(ctx context.Context, ask func(context.Context) (work, error
 			return false, err
 		}
 		r.fill(&w, time.Now())
-		last = w
 		v.show(w, time.Now())
 		switch w.State {
 		case workDone:
