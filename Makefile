@@ -122,6 +122,12 @@ race: ## race detector over the unit tests, and over a daemon under load
 one-cpu: ## what a device file does, with one processor
 	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount
 
+# Each way by which requests can arrive (fs.Transport) does the same; the default
+# is what all other targets run with.
+.PHONY: transports
+transports: ## what a device file does, by the transports that are not the default
+	DMFUSE_TRANSPORT=gofuse $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./fs ./tests/mount
+
 # Each fuzz target for FUZZTIME; go test takes one target at a time.
 FUZZTIME ?= 10s
 .PHONY: fuzz

@@ -28,6 +28,8 @@ func child(what string, args []string) error {
 		return childServe(args[0])
 	case "read":
 		return childRead(args[0])
+	case "punch":
+		return childPunch(args[0])
 	case "mmap-read":
 		return childMmapRead(args[0], args[1])
 	case "mmap-write":
@@ -36,9 +38,19 @@ func child(what string, args []string) error {
 	return fmt.Errorf("unknown")
 }
 
+// childPunch punches a hole.
+func childPunch(path string) error {
+	fd, err := unix.Open(path, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096)
+}
+
 // childServe serves a device "vol" until its stdin ends.
 func childServe(dir string) error {
-	s, err := fs.Mount(fstest.NewList(fstest.NewMemory(1, "vol", 1<<20)), fs.Options{Dir: dir})
+	s, err := fs.Mount(fstest.NewList(fstest.NewMemory(1, "vol", 1<<20)), fs.Options{Dir: dir, Transport: testTransport()})
 	if err != nil {
 		return err
 	}

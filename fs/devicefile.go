@@ -54,19 +54,28 @@ func (f *FileSystem) openFile(d Device, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 
 // readFile reads from the device straight into the reply.
 func (f *FileSystem) readFile(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	d, code := f.file(in.NodeId)
+	n, code := f.readDevice(cancel, in, buf)
 	if !code.Ok() {
 		return nil, code
 	}
+	return newReply(buf[:n]), fuse.OK
+}
+
+// readDevice reads what is asked for into buf, as far as it has room.
+func (f *FileSystem) readDevice(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (int, fuse.Status) {
+	d, code := f.file(in.NodeId)
+	if !code.Ok() {
+		return 0, code
+	}
 	buf = buf[:min(int(in.Size), len(buf))]
 	if !addressable(in.Offset, len(buf)) {
-		return nil, statusInvalid
+		return 0, statusInvalid
 	}
 	n, err := d.ReadAt(callContext(cancel), buf, int64(in.Offset))
 	if err != nil {
-		return nil, status(err)
+		return 0, status(err)
 	}
-	return newReply(buf[:n]), fuse.OK
+	return n, fuse.OK
 }
 
 // addressable says that a range has no end beyond what an offset can be. The

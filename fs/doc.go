@@ -7,10 +7,10 @@
 //
 // A node is what the kernel asks about: the root, .dmfuse, a device file, the
 // information directory or an information file of a device. A handle is what
-// OPEN gave out. A transport is the way by which requests arrive: go-fuse's
-// Server (Mount), or fuse.ProtocolServer over a loop of one's own. What the
-// files do is in FileSystem, which is a fuse.RawFileSystem and knows no
-// transport.
+// OPEN gave out. A transport is the way by which requests arrive: readers of
+// /dev/fuse of our own (devloop.go), or go-fuse's Server. What the files do is in
+// FileSystem, which is a fuse.RawFileSystem and knows no transport; what our own
+// readers do not answer themselves they give to fuse.ProtocolServer.
 //
 // # Rules
 //
@@ -46,9 +46,10 @@
 //
 // # Who waits for whom
 //
-// Each request has a goroutine of its own (go-fuse starts another reader before
-// it hands one on), and the kernel lets thousands of asynchronous ones out at a
-// time, so that the queue of a suspended device holds up no other. No lock is
+// While a request is answered another thread waits for the next (the last one
+// that waits gives its request to a goroutine and waits again), and the kernel
+// lets thousands of asynchronous ones out at a time, so that the queue of a
+// suspended device holds up no other. No lock is
 // held while a device is called. Device.Size, Attr, Open, Release, InfoText and
 // the methods of Source must not wait for I/O: stat and ls go through them.
 //
@@ -68,10 +69,13 @@
 //     /sys/fs/fuse/connections/N/abort from outside.
 //   - A page fault on a mapping of the own mount, or the poll that package os
 //     does when it opens a file, stops the Go runtime of both ends.
+//   - An answer, and the answer to an INTERRUPT, count on the descriptor only
+//     that the request was read from.
 //   - Under memory pressure the kernel may write dirty pages through the daemon
 //     (loop devices do): memory that a request needs should not have to wait for
-//     that. go-fuse holds a buffer of 1 MiB for each write that is under way, of
-//     which only the pages that were filled take up memory.
+//     that. Each reader has buffers for 1 MiB, of which only the pages that were
+//     filled take up memory; requests that a goroutine answers have smaller ones
+//     where that is enough.
 //
 // # Failure
 //

@@ -85,6 +85,10 @@ type mounted struct {
 	log  *strictLog
 }
 
+// testTransport is the transport of the tests: "make transports" runs all of
+// them with each.
+func testTransport() fs.Transport { return fs.Transport(os.Getenv("DMFUSE_TRANSPORT")) }
+
 // needFuse skips where one cannot mount.
 func needFuse(t testing.TB) {
 	t.Helper()
@@ -122,6 +126,9 @@ func mountWith(t testing.TB, o fs.Options, devs ...fs.Device) *mounted {
 	}
 	if o.Log == nil {
 		o.Log = m.log.logger
+	}
+	if o.Transport == "" {
+		o.Transport = testTransport()
 	}
 	var err error
 	if m.Server, err = fs.Mount(m.list, o); err != nil {

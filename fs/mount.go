@@ -34,6 +34,8 @@ type Options struct {
 	// out at a time, over all devices; default 4096. Without privileges the
 	// kernel takes no more than /sys/module/fuse/parameters/max_user_bgreq.
 	MaxBackground int
+	// Transport is how requests arrive; default TransportAuto.
+	Transport Transport
 	// Log takes messages; default: none.
 	Log logrus.FieldLogger
 	// Debug logs every request at debug level.
@@ -91,9 +93,10 @@ func (f *FileSystem) FuseOptions(o Options) *fuse.MountOptions {
 
 // Server is a mounted file system.
 type Server struct {
-	dir    string
-	server *fuse.Server
-	done   chan struct{}
+	dir       string
+	transport Transport
+	readers   int
+	done      chan struct{}
 }
 
 // Mount mounts the devices of src at o.Dir and serves them until Unmount. What
@@ -108,20 +111,24 @@ func Mount(src Source, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	f := NewFileSystem(src, o)
-	// The magic name makes go-fuse take over a descriptor that is mounted.
-	server, err := fuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), f.FuseOptions(o))
+	l, err := newLoop(NewFileSystem(src, o), fd, o)
 	if err != nil {
 		_ = unmountLazily(dir)
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	s := &Server{dir: dir, server: server, done: make(chan struct{})}
+	s := &Server{dir: dir, transport: l.transport, readers: l.readers, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
-		server.Serve()
+		l.serve()
 	}()
 	return s, nil
 }
+
+// Transport is how requests arrive, never TransportAuto.
+func (s *Server) Transport() Transport { return s.transport }
+
+// Readers is how many threads wait for requests, each inside a system call.
+func (s *Server) Readers() int { return s.readers }
 
 // Dir is the mount point, absolute and without links.
 func (s *Server) Dir() string { return s.dir }

@@ -287,22 +287,27 @@ func TestUnmount_Lazy(t *testing.T) {
 	}
 }
 
-// Abort ends clients that wait on a suspended device; nothing stays open.
+// Abort ends clients that wait on a suspended device, whoever of the transport
+// has their requests; nothing stays open.
 func TestAbort_EndsWaitingClients(t *testing.T) {
 	needRoot(t)
-	dev := fstest.NewMemory(1, "vol", 1<<20)
-	m := mount(t, dev)
-	dev.Suspend()
-	p := start(t, nil, "read", m.path("vol"))
-	awaitDevice(t, dev, "a read waits", func() bool { return dev.Waiting() == 1 })
-	if err := m.Abort(); err != nil {
-		t.Fatal(err)
+	for _, what := range []string{"read", "punch"} {
+		t.Run(what, func(t *testing.T) {
+			dev := fstest.NewMemory(1, "vol", 1<<20)
+			m := mount(t, dev)
+			dev.Suspend()
+			p := start(t, nil, what, m.path("vol"))
+			awaitDevice(t, dev, "a request waits", func() bool { return dev.Waiting() == 1 })
+			if err := m.Abort(); err != nil {
+				t.Fatal(err)
+			}
+			if said, err := p.end(); err == nil || !strings.Contains(said, unix.ECONNABORTED.Error()) {
+				t.Errorf("the client ended with %v: %s", err, said)
+			}
+			m.Wait()
+			awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+		})
 	}
-	if said, err := p.end(); err == nil || !strings.Contains(said, unix.ECONNABORTED.Error()) {
-		t.Errorf("the client ended with %v: %s", err, said)
-	}
-	m.Wait()
-	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
 }
 
 // A fault of ours costs one request, not the mount.

@@ -28,21 +28,18 @@ func prepareProcess(log logrus.FieldLogger) {
 // inside a system call and occupy a P of the Go scheduler there, until its
 // monitor notices: up to 10 ms later. When all are occupied that long, requests
 // that are ready to go on wait, and on a machine with few CPUs they often are.
-// So there is a P more for each reader. go-fuse takes the number of its readers
-// from that of the Ps when it mounts, and it must stay that of the CPUs: the
-// function returned is to be called behind that. GOMAXPROCS in the environment
-// is left alone.
-func processors() (spare func()) {
+// So there is a P more for each reader. The number of readers may follow from
+// that of the Ps when the mount is made, which must be that of the CPUs: the
+// function returned is to be called behind that, with the number of readers.
+// GOMAXPROCS in the environment is left alone.
+func processors() (spare func(readers int)) {
 	if os.Getenv("GOMAXPROCS") != "" {
-		return func() {}
+		return func(int) {}
 	}
 	runtime.SetDefaultGOMAXPROCS()
 	n := runtime.GOMAXPROCS(0)
-	return func() { runtime.GOMAXPROCS(n + readers(n)) }
+	return func(readers int) { runtime.GOMAXPROCS(n + readers) }
 }
-
-// readers is the number of go-fuse's readers with n Ps.
-func readers(n int) int { return min(max(n, 2), 16) }
 
 // ioFlusher tells the kernel that memory is freed by our work (dirty pages of
 // loop devices are written through us), so that our allocations do not wait

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type serveOptions struct {
 	major                 int
 	noRestore             bool
 	direct                bool
+	transport             string
 	logLevel              string
 	readyFD               int // written to when ready, for a command that started us
 }
@@ -56,6 +58,7 @@ func newServeCommand(a *app) *cobra.Command {
 	f.IntVar(&o.major, "major", 0, "major number of the devices (default: the highest free one below 255)")
 	f.BoolVar(&o.noRestore, "no-restore", false, "do not bring back the devices of a daemon that was killed")
 	f.BoolVar(&o.direct, "direct", false, "open backing files with O_DIRECT")
+	f.StringVar(&o.transport, "transport", cmp.Or(a.env("DMFUSE_TRANSPORT"), string(fs.TransportAuto)), "how requests arrive: auto, dev (/dev/fuse, several readers) or gofuse (go-fuse's server)")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info, debug or trace")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "file descriptor to write to when ready")
 	_ = f.MarkHidden("ready-fd")
@@ -67,6 +70,9 @@ func (o *serveOptions) check() (logrus.Level, error) {
 	level, err := logrus.ParseLevel(o.logLevel)
 	if err != nil {
 		return 0, usagef("--log-level %s: expected error, warning, info, debug or trace", o.logLevel)
+	}
+	if _, err := fs.ParseTransport(o.transport); err != nil {
+		return 0, usagef("--transport %s: expected auto, dev or gofuse", o.transport)
 	}
 	if o.major < 0 || o.major > 4095 {
 		return 0, usagef("--major %d: expected 1 to 4095", o.major)
@@ -224,6 +230,7 @@ func (d *daemon) version() control.Version {
 	return control.Version{
 		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
 		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
+		Transport: string(d.mount.Transport()),
 		Leftovers: stillThere(d.leftovers, nil), Restored: d.problems,
 	}
 }
@@ -237,6 +244,7 @@ func (d *daemon) ready() {
 	}
 	d.log.WithFields(logrus.Fields{
 		"pid": os.Getpid(), "mount": d.o.mount, "socket": d.o.socket, "devices": len(d.manager.Devices()),
+		"transport": d.mount.Transport(),
 	}).Infof("dmfuse %s is ready", version)
 	notify(d.env, "READY=1\nSTATUS=serving "+d.o.mount)
 	if d.o.readyFD >= 0 {

@@ -45,7 +45,7 @@ func (a *app) printVersion(v *control.Version) error {
 		return err
 	}
 	fmt.Fprintf(a.stdout, "daemon:            %s, pid %d, since %s\n", v.Version, v.PID, v.Started.Local().Format("2006-01-02 15:04:05"))
-	fmt.Fprintf(a.stdout, "mount:             %s\n", v.Mount)
+	fmt.Fprintf(a.stdout, "mount:             %s, transport %s\n", v.Mount, v.Transport)
 	for _, p := range v.Restored {
 		fmt.Fprintf(a.stdout, "not brought back:  %s: %s\n", p.Device, p.Text)
 	}

@@ -54,9 +54,14 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 // newMount shows the devices as files.
 func (d *daemon) newMount() (*fs.Server, error) {
 	spare := processors()
-	s, err := fs.Mount(source{d.manager}, fs.Options{Dir: d.o.mount, AllowOther: d.o.allowOther, Log: d.log})
-	spare()
-	return s, err
+	s, err := fs.Mount(source{d.manager}, fs.Options{
+		Dir: d.o.mount, AllowOther: d.o.allowOther, Transport: fs.Transport(d.o.transport), Log: d.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	spare(s.Readers())
+	return s, nil
 }
 
 // source is the mapper as fs wants to see it.

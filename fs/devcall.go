@@ -1,0 +1,244 @@
+package fs
+
+import (
+	"errors"
+	"sync"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Numbers of the protocol (kernel: include/uapi/linux/fuse.h).
+const (
+	opForget      = 2
+	opRead        = 15
+	opWrite       = 16
+	opFsync       = 20
+	opInit        = 26
+	opInterrupt   = 36
+	opBatchForget = 42
+
+	inHeader    = 40
+	outHeader   = 16
+	readHeader  = inHeader + 40
+	writeHeader = inHeader + 40
+	fsyncHeader = inHeader + 16
+
+	interruptLength = inHeader + 8
+
+	ioctlClone = 0x8004e500 // FUSE_DEV_IOC_CLONE: _IOR(229, 0, uint32)
+)
+
+// call is a request under way and the memory for it and its answer. The data of
+// a write, and that of the answer to a read, begin at a page: lower devices may
+// want that (O_DIRECT).
+type call struct {
+	l   *devLoop
+	fd  int    // where it was read, and is answered
+	in  []byte // request; data of a WRITE at writeHeader
+	n   int    // its length
+	out []byte // answer; data at outHeader
+
+	size int // of the data there is room for
+
+	mu          sync.Mutex
+	unique      uint64 // of the request; 0: none
+	passed      bool   // to go-fuse
+	cancel      chan struct{}
+	interrupted bool
+}
+
+// page is what the data is aligned to.
+const page = 4096
+
+// newCall makes a call with room for size bytes of data, and registers it.
+func newCall(l *devLoop, fd, size int) *call {
+	c := &call{
+		l: l, fd: fd, size: size,
+		in:     aligned(writeHeader, size+page), // a page for requests with names
+		out:    aligned(outHeader, size+page),
+		cancel: make(chan struct{}),
+	}
+	l.calls.add(c)
+	return c
+}
+
+// aligned returns head + size bytes of which those behind head begin at a page.
+func aligned(head, size int) []byte {
+	b := make([]byte, head+size+page)
+	behind := (uintptr(unsafe.Pointer(&b[0])) + uintptr(head)) % page
+	skip := (page - int(behind)) % page
+	return b[skip : skip+head+size : skip+head+size]
+}
+
+// header is the beginning of the request, nil if it is cut short.
+func (c *call) header() *fuse.InHeader {
+	if c.n < inHeader {
+		return nil
+	}
+	return (*fuse.InHeader)(unsafe.Pointer(&c.in[0]))
+}
+
+func (c *call) readIn() *fuse.ReadIn   { return (*fuse.ReadIn)(unsafe.Pointer(&c.in[0])) }
+func (c *call) writeIn() *fuse.WriteIn { return (*fuse.WriteIn)(unsafe.Pointer(&c.in[0])) }
+func (c *call) fsyncIn() *fuse.FsyncIn { return (*fuse.FsyncIn)(unsafe.Pointer(&c.in[0])) }
+
+// answer does what the request wants and answers it.
+func (l *devLoop) answer(c *call) {
+	h := c.header()
+	if h == nil {
+		l.log.Warnf("a request of %d bytes: expected %d or more", c.n, inHeader)
+		return
+	}
+	switch {
+	case h.Opcode == opForget || h.Opcode == opBatchForget:
+		return // nothing is counted, nothing is answered
+	case h.Opcode == opInterrupt:
+		l.interrupt(c)
+	case c.isOurs(h):
+		if err := l.do(c, h); err != nil {
+			l.log.WithError(err).Debugf("answer to operation %d", h.Opcode)
+		}
+	default:
+		if err := l.passOn(c); err != nil {
+			l.log.WithError(err).Debugf("answer to operation %d", h.Opcode)
+		}
+	}
+}
+
+// isOurs says that the request is one of those that are not passed on.
+func (c *call) isOurs(h *fuse.InHeader) bool {
+	switch h.Opcode {
+	case opRead:
+		return c.n >= readHeader && isFile(h.NodeId)
+	case opWrite:
+		return c.n >= writeHeader && isFile(h.NodeId)
+	case opFsync:
+		return c.n >= fsyncHeader && isFile(h.NodeId)
+	}
+	return false
+}
+
+func isFile(node uint64) bool {
+	_, p, ok := splitID(node)
+	return ok && p == partFile
+}
+
+// do answers a request that is ours.
+func (l *devLoop) do(c *call, h *fuse.InHeader) error {
+	c.begin(h.Unique, false)
+	n, code := c.run(h.Opcode)
+	c.end()
+	if !code.Ok() {
+		n = 0
+	}
+	return l.reply(c, n, code)
+}
+
+// run does what the request wants, with EIO for a panic, and returns how much
+// data the answer has.
+func (c *call) run(op uint32) (n int, code fuse.Status) {
+	defer func() {
+		if v := recover(); v != nil {
+			code = c.l.f.panicked(v)
+		}
+	}()
+	switch op {
+	case opRead:
+		return c.l.f.readDevice(c.cancel, c.readIn(), c.out[outHeader:])
+	case opWrite:
+		return c.write()
+	}
+	return 0, c.l.f.Fsync(c.cancel, c.fsyncIn())
+}
+
+func (c *call) write() (int, fuse.Status) {
+	in := c.writeIn()
+	data := c.in[writeHeader:c.n]
+	n, code := c.l.f.Write(c.cancel, in, data[:min(len(data), int(in.Size))])
+	*(*fuse.WriteOut)(unsafe.Pointer(&c.out[outHeader])) = fuse.WriteOut{Size: n}
+	return int(unsafe.Sizeof(fuse.WriteOut{})), code
+}
+
+// passOn lets go-fuse answer.
+func (l *devLoop) passOn(c *call) error {
+	c.begin(c.header().Unique, true)
+	n, code := l.other.HandleRequest([][]byte{c.in[:c.n]}, [][]byte{c.out})
+	c.end()
+	switch {
+	case n > 0:
+		return l.send(c.fd, c.out[:n])
+	case !code.Ok():
+		return l.reply(c, 0, code)
+	}
+	return nil // an operation without answer
+}
+
+// reply answers with n bytes of data, which are in place.
+func (l *devLoop) reply(c *call, n int, code fuse.Status) error {
+	p := c.out[:outHeader+n]
+	*(*fuse.OutHeader)(unsafe.Pointer(&p[0])) = fuse.OutHeader{Length: uint32(len(p)), Status: -int32(code), Unique: c.header().Unique}
+	return l.send(c.fd, p)
+}
+
+// send writes an answer. One that the kernel waits for no more is no error.
+func (l *devLoop) send(fd int, p []byte) error {
+	_, err := unix.Write(fd, p)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) { // errno: of write(2) to /dev/fuse
+		return nil
+	}
+	return err
+}
+
+// interrupt ends the wait of the request that is named. One that is not known
+// yet is answered with EAGAIN: the kernel tells again. That answer counts only
+// on the descriptor that the request itself was read from.
+func (l *devLoop) interrupt(c *call) {
+	if c.n < interruptLength || l.calls.interrupt(*(*uint64)(unsafe.Pointer(&c.in[inHeader]))) {
+		return
+	}
+	n, _ := l.other.HandleRequest([][]byte{c.in[:c.n]}, [][]byte{c.out})
+	if n == 0 {
+		return
+	}
+	for _, fd := range l.fds {
+		if _, err := unix.Write(fd, c.out[:n]); err == nil {
+			return
+		}
+	}
+}
+
+// begin makes the call known to interrupts. One that is passed on is go-fuse's
+// to interrupt.
+func (c *call) begin(unique uint64, passed bool) {
+	c.mu.Lock()
+	c.unique, c.passed = unique, passed
+	c.mu.Unlock()
+	if c.l.calls.dead.Load() {
+		c.stop(unique)
+	}
+}
+
+func (c *call) end() {
+	c.mu.Lock()
+	c.unique = 0
+	if c.interrupted {
+		c.interrupted, c.cancel = false, make(chan struct{})
+	}
+	c.mu.Unlock()
+}
+
+// stop ends the wait of the call, if it is this request's and ours.
+func (c *call) stop(unique uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unique != unique || unique == 0 || c.passed {
+		return false
+	}
+	if !c.interrupted {
+		c.interrupted = true
+		close(c.cancel)
+	}
+	return true
+}

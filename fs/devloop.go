@@ -1,0 +1,201 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// devLoop is the transport TransportDev: readers of our own, each on a thread
+// and with a clone of /dev/fuse, which answer READ, WRITE and FSYNC of devices
+// by themselves and give all else to go-fuse's ProtocolServer.
+//
+// A reader answers the request it has read before it reads the next, as long as
+// another one waits for requests meanwhile. The last one gives its request
+// to a goroutine and reads on: whatever waits, there is always one who reads.
+type devLoop struct {
+	f     *FileSystem
+	other *fuse.ProtocolServer
+	log   logrus.FieldLogger
+
+	fds     []int // the mounted one and its clones
+	calls   calls
+	waiting atomic.Int32 // readers inside read(2)
+
+	readers sync.WaitGroup
+	handed  sync.WaitGroup // requests that were given to a goroutine
+	gone    chan struct{}  // closed by the first reader that finds the mount gone
+	once    sync.Once
+}
+
+// devReaders is how many readers there are. One answers while another waits
+// for the next request; more of them help only as far as there are CPUs.
+func devReaders() int { return min(max(runtime.NumCPU()+1, 3), 8) }
+
+// newDevLoop answers INIT on fd. It closes fd when it fails.
+func newDevLoop(f *FileSystem, fd int, o Options) (*devLoop, error) {
+	l := &devLoop{
+		f:     f,
+		other: fuse.NewProtocolServer(f, f.FuseOptions(o)),
+		log:   f.log,
+		fds:   []int{fd},
+		gone:  make(chan struct{}),
+	}
+	if err := l.init(); err != nil {
+		l.close()
+		return nil, err
+	}
+	for range devReaders() - 1 {
+		l.fds = append(l.fds, l.clone())
+	}
+	return l, nil
+}
+
+// init reads the first request, which is INIT, and answers it.
+func (l *devLoop) init() error {
+	c := newCall(l, l.fds[0], maxRequest)
+	for {
+		n, err := unix.Read(c.fd, c.in)
+		switch {
+		case again(err):
+			continue
+		case err != nil:
+			return fmt.Errorf("read /dev/fuse: %w", err)
+		}
+		c.n = n
+		if h := c.header(); h == nil || h.Opcode != opInit {
+			return errors.New("the first request is not INIT")
+		}
+		return l.passOn(c)
+	}
+}
+
+// clone returns another descriptor for the same mount: requests are answered on
+// the one they were read from, and each has a list and a lock of its own. Where
+// the kernel refuses, the mounted one is used by several readers.
+func (l *devLoop) clone() int {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return l.fds[0]
+	}
+	if err := unix.IoctlSetPointerInt(fd, ioctlClone, l.fds[0]); err != nil {
+		unix.Close(fd)
+		return l.fds[0]
+	}
+	return fd
+}
+
+// Serve reads and answers until the mount is gone.
+func (l *devLoop) Serve() {
+	for _, fd := range l.fds {
+		l.readers.Add(1)
+		go l.read(newCall(l, fd, maxRequest))
+	}
+	<-l.gone
+	l.drain()
+	l.close()
+	l.f.OnUnmount()
+}
+
+// drain waits for the requests that are under way when the mount is gone, and
+// ends what they wait for. go-fuse takes an interrupt only for what it has begun
+// with, so it is told until all are done.
+func (l *devLoop) drain() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.readers.Wait()
+		l.handed.Wait()
+	}()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		for _, unique := range l.calls.end() {
+			in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: interruptLength, Opcode: opInterrupt, Unique: unique | 1}, Unique: unique}
+			var out [page]byte
+			l.other.HandleRequest([][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), interruptLength)}, [][]byte{out[:]})
+		}
+		select {
+		case <-done:
+			return
+		case <-again.C:
+		}
+	}
+}
+
+func (l *devLoop) close() {
+	for i, fd := range l.fds {
+		if i == 0 || fd != l.fds[0] {
+			unix.Close(fd)
+		}
+	}
+}
+
+// read is one reader; c is its own.
+func (l *devLoop) read(c *call) {
+	defer l.readers.Done()
+	// A thread of its own is what the kernel wakes; another would have to be
+	// woken by it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		l.waiting.Add(1)
+		n, err := unix.Read(c.fd, c.in)
+		last := l.waiting.Add(-1) == 0
+		switch {
+		case again(err):
+			continue
+		case errors.Is(err, unix.ENODEV): // errno: read's word for "unmounted"
+			l.once.Do(func() { close(l.gone) })
+			return
+		case err != nil:
+			l.log.WithError(err).Error("reading requests of the mount failed; it is of no use any more")
+			l.once.Do(func() { close(l.gone) })
+			return
+		}
+		c.n = n
+		if !last {
+			l.answer(c)
+			continue
+		}
+		h := l.handOver(c)
+		l.handed.Add(1)
+		go func() {
+			defer l.handed.Done()
+			l.answer(h)
+			l.calls.put(h)
+		}()
+	}
+}
+
+// again says that a read is to be repeated: it was interrupted, or the request
+// was taken back before it was read.
+func again(err error) bool {
+	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAGAIN) // errno: of read(2)
+}
+
+// handOver copies a request out of the buffer of a reader, into one that is
+// large enough for it and its answer.
+func (l *devLoop) handOver(c *call) *call {
+	need := c.n
+	if h := c.header(); h != nil {
+		switch {
+		case h.Opcode == opRead && c.n >= readHeader:
+			need = max(need, int(c.readIn().Size))
+		case h.Opcode != opWrite && h.Opcode != opFsync:
+			need = maxRequest // listings and their like
+		}
+	}
+	to := l.calls.get(l, need)
+	to.fd, to.n = c.fd, c.n
+	copy(to.in, c.in[:c.n])
+	return to
+}
