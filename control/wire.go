@@ -52,6 +52,8 @@ type Attr struct {
 	Mode *uint32 `json:"mode,omitempty"` // permission bits
 	UID  *uint32 `json:"uid,omitempty"`
 	GID  *uint32 `json:"gid,omitempty"`
+	// ReadAhead in sectors; 0 is the default, negative is none.
+	ReadAhead *int `json:"read_ahead,omitempty"`
 }
 
 // Step is one change to one device. Which fields count depends on Op.

@@ -22,7 +22,7 @@ type Info struct {
 	EventNr        uint32
 	Targets        int             // of the live table; of the inactive one when that was asked for
 	Size           blockdev.Sector // of the live table
-	ReadAhead      int             // sectors; always 256
+	ReadAhead      int             // sectors; 256 unless set
 	ReadAheadKnown bool            // false until the first table was loaded
 
 	// Problem says why the tables could not be brought back after a restart;
@@ -49,10 +49,20 @@ type Attr struct {
 	Mode     uint32 // permission bits; 0 is 0600
 	UID, GID uint32
 	Mtime    time.Time // time of the last table swap, or as set
+	// ReadAhead is what is shown as such, in sectors: 0 is what the kernel
+	// shows by itself, a negative number is none. Nothing reads ahead.
+	ReadAhead int
 }
 
 // readAhead is what the kernel shows for a device without hints, in sectors.
 const readAhead = 256
+
+func (a Attr) readAhead() int {
+	if a.ReadAhead == 0 {
+		return readAhead
+	}
+	return max(0, a.ReadAhead)
+}
 
 // Info describes the device, with the number of targets and the mode of the
 // inactive table when inactive is set and there is one.
@@ -64,7 +74,7 @@ func (d *Device) Info(inactive bool) Info {
 		Name: d.Name(), UUID: d.uuid, Major: d.m.major, Minor: d.minor, Serial: d.serial,
 		Suspended: d.suspended, ReadOnly: d.readOnly, Live: live != nil, Inactive: d.inactive != nil,
 		DeferredRemove: d.deferredRemove, OpenCount: d.fileOpens + d.tableOpens,
-		EventNr: d.events.now(), ReadAhead: readAhead, ReadAheadKnown: d.loaded,
+		EventNr: d.events.now(), ReadAhead: d.attr.readAhead(), ReadAheadKnown: d.loaded,
 	}
 	if d.problem != nil {
 		i.Problem = d.problem.Error()

@@ -61,6 +61,8 @@ type recordAttr struct {
 	UID   uint32    `json:"uid"`
 	GID   uint32    `json:"gid"`
 	Mtime time.Time `json:"mtime"`
+
+	ReadAhead int `json:"read_ahead,omitempty"`
 }
 
 // recordFault is a fault rule, see package faultrule.

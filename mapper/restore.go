@@ -128,7 +128,7 @@ func (r *restorer) read(path string, serial uint64) {
 	d.mu.Lock()
 	d.loaded = e.rec.Loaded
 	d.deferredRemove = e.rec.DeferredRemove
-	d.attr = Attr{Mode: e.rec.Attr.Mode & 0o7777, UID: e.rec.Attr.UID, GID: e.rec.Attr.GID, Mtime: e.rec.Attr.Mtime}
+	d.attr = Attr{Mode: e.rec.Attr.Mode & 0o7777, UID: e.rec.Attr.UID, GID: e.rec.Attr.GID, Mtime: e.rec.Attr.Mtime, ReadAhead: e.rec.Attr.ReadAhead}
 	d.mu.Unlock()
 	r.entries = append(r.entries, e)
 	r.m.hub.global.raise()

@@ -250,7 +250,7 @@ func (d *Device) makeRecord() record {
 		Boot: d.m.state.boot, Name: text(d.Name()), UUID: text(d.uuid), Minor: d.minor, Serial: d.serial,
 		Major: d.m.major, Loaded: d.loaded, Suspended: d.suspended, DeferredRemove: d.deferredRemove,
 		EventNr: d.events.now(),
-		Attr:    recordAttr{Mode: d.attr.Mode, UID: d.attr.UID, GID: d.attr.GID, Mtime: d.attr.Mtime},
+		Attr:    recordAttr{Mode: d.attr.Mode, UID: d.attr.UID, GID: d.attr.GID, Mtime: d.attr.Mtime, ReadAhead: d.attr.ReadAhead},
 	}
 	for _, g := range d.guards {
 		r.Guards = append(r.Guards, g.was)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -37,6 +38,10 @@ type dm struct {
 	jsonOut    []any  // what -J answers, under jsonKey
 	jsonKey    string // "devices", ...
 	degraded   bool   // --check found something
+
+	isDmstats    bool          // called by the name dmstats
+	statsReport  string        // list or report, of dmstats
+	lastInterval time.Duration // between the last two reports of a repeated one
 }
 
 // dmCommand is a verb of dmsetup.
@@ -69,20 +74,23 @@ func dmCommands() []*dmCommand {
 		{name: "ls", max: 0, run: (*dm).ls, short: "List devices"},
 		{name: "info", max: any, repeat: true, run: (*dm).info, short: "Describe devices"},
 		{name: "deps", max: any, repeat: true, selects: true, run: (*dm).deps, short: "List the devices below"},
+		{name: "stats", min: 1, max: any, run: (*dm).stats, short: "Count requests by region; verbs and options of dmstats(8)"},
 		{name: "status", max: any, repeat: true, selects: true, run: (*dm).status, short: "Show the state of each target"},
 		{name: "table", max: any, repeat: true, selects: true, run: (*dm).status, short: "Show tables"},
+		{name: "measure", max: any, repeat: true, selects: true, run: (*dm).measure, short: "Nothing to do here: no target has data to measure"},
 		{name: "wait", max: 2, run: (*dm).wait, short: "Wait for an event of a device"},
 		{name: "mknodes", max: any, repeat: true, run: (*dm).mknodes, short: "Nothing to do here: the mount holds the files"},
 		{name: "mangle", max: any, repeat: true, run: (*dm).mangle, short: "Bring names into the mangled form"},
 		{name: "udevcreatecookie", max: 0, local: true, run: (*dm).nothing},
-		{name: "udevreleasecookie", max: 1, local: true, run: (*dm).nothing},
-		{name: "udevflags", min: 1, max: 1, local: true, run: (*dm).nothing},
-		{name: "udevcomplete", min: 1, max: 1, local: true, run: (*dm).nothing},
+		{name: "udevreleasecookie", max: 1, local: true, run: (*dm).udevReleaseCookie},
+		{name: "udevflags", min: 1, max: 1, local: true, run: (*dm).udevFlags},
+		{name: "udevcomplete", min: 1, max: 1, local: true, run: (*dm).udevComplete},
 		{name: "udevcomplete_all", max: 1, local: true, run: (*dm).nothing},
-		{name: "udevcookies", max: 0, local: true, run: (*dm).nothing},
+		{name: "udevcookies", max: 0, local: true, run: (*dm).udevCookies},
 		{name: "target-version", min: 1, max: any, repeat: true, run: (*dm).targetVersion, short: "Print the version of a type of target"},
 		{name: "targets", max: 0, run: (*dm).targets, short: "List the types of targets"},
 		{name: "version", max: 0, run: (*dm).version, short: "Print the versions of this program and of the daemon"},
+		{name: "setgeometry", min: 5, max: 5, run: (*dm).setGeometry, short: "Check a geometry; devices here have none"},
 		{name: "splitname", min: 1, max: 2, local: true, run: (*dm).splitname, short: "Split the name of an LVM device"},
 	}
 }
@@ -224,8 +232,11 @@ func (d *dm) code(err error) int {
 
 // runDmsetup is the program under the name dmsetup.
 func (a *app) runDmsetup(ctx context.Context, argv []string) int {
-	d := &dm{app: a, ctx: ctx, argv0: argv[0]}
+	d := &dm{app: a, ctx: ctx, argv0: argv[0], isDmstats: filepath.Base(argv[0]) == "dmstats"}
 	words, ok := d.parse(argv[1:], dmsetupOptions())
+	if ok && d.isDmstats {
+		return d.runDmstats(words)
+	}
 	if !ok {
 		fmt.Fprintln(a.stderr, "Couldn't process command line.")
 		return exitFailed
@@ -297,11 +308,20 @@ func (d *dm) runCommand(args []string) int {
 			return exitUsage
 		}
 		fmt.Fprintln(d.stderr, "Incorrect number of arguments.")
-		d.usage()
+		if d.cmd.name == "stats" {
+			d.statsUsage()
+		} else {
+			d.usage()
+		}
 		return exitFailed
 	}
 	if d.cmd.name == "mangle" {
 		d.mangling = mangleNone
+	}
+	if _, ok := parseUnits(d.o.value["units"]); d.o.on("units") && !ok {
+		err := d.plain(exitUsage, "Invalid --units argument.")
+		d.say(err)
+		return d.code(err)
 	}
 	if err := d.checkOutputOptions(); err != nil {
 		d.say(err)
@@ -409,11 +429,11 @@ func (d *dm) perform(args []string) error {
 // calledDmsetup says whether this program goes by the name dmsetup, and with
 // which arguments.
 func calledDmsetup(argv []string) ([]string, bool) {
-	if filepath.Base(argv[0]) == "dmsetup" {
+	if base := filepath.Base(argv[0]); base == "dmsetup" || base == "dmstats" {
 		return argv, true
 	}
-	if len(argv) > 1 && argv[1] == "dmsetup" {
-		return append([]string{"dmsetup"}, argv[2:]...), true
+	if len(argv) > 1 && (argv[1] == "dmsetup" || argv[1] == "dmstats") {
+		return argv[1:], true
 	}
 	return nil, false
 }

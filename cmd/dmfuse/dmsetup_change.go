@@ -28,6 +28,11 @@ func (d *dm) simpleKey(key control.Key, st control.Step) error {
 	if err != nil {
 		return failed(ioctlName(st.Op), key, err)
 	}
+	if n := d.readAhead(); n != nil && st.Op == control.OpResume {
+		if res, err = d.do(control.Step{Op: control.OpAttr, Key: key, Attr: &control.Attr{ReadAhead: n}}); err != nil {
+			return failed(ioctlName(st.Op), key, err)
+		}
+	}
 	return d.afterChange(res)
 }
 
@@ -208,7 +213,7 @@ func (d *dm) message(args []string) error {
 		return failed("message", key, noDevice(key))
 	}
 	// dmsetup sends one text, which is split at blanks again.
-	words := strings.Fields(strings.Join(rest[1:], " "))
+	words := messageWords(strings.Join(rest[1:], " "))
 	text, err := d.c.Message(d.ctx, key, sector, words)
 	if err != nil {
 		return failed("message", key, err)
@@ -221,6 +226,32 @@ func (d *dm) message(args []string) error {
 	}
 	_, err = fmt.Fprint(d.stdout, text)
 	return err
+}
+
+// messageWords splits a message as the kernel does: at blanks, and a backslash
+// makes the next character part of a word (dm_split_args).
+func messageWords(text string) (words []string) {
+	var word strings.Builder
+	in := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\\' && i+1 < len(text):
+			i++
+			word.WriteByte(text[i])
+			in = true
+		case strings.IndexByte(" \t\n\v\f\r", c) < 0:
+			word.WriteByte(c)
+			in = true
+		case in:
+			words = append(words, word.String())
+			word.Reset()
+			in = false
+		}
+	}
+	if in {
+		words = append(words, word.String())
+	}
+	return words
 }
 
 // wait returns when the device has had another number of events than given.

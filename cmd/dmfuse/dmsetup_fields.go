@@ -14,6 +14,7 @@ type reportRow struct {
 	info  *control.Info
 	tree  *treeNode // for fields about relations
 	split splitName
+	stats *statsRow // of dmstats only
 }
 
 // splitName is a name of LVM taken apart.
@@ -40,7 +41,7 @@ func infoNumber(f func(i *control.Info) int) func(*dm, reportRow) string {
 
 // reportFields are the columns there are, in the order of their help.
 func reportFields() []reportField {
-	return slices.Concat(nameFields(), stateFields(), relationFields(), splitFields())
+	return slices.Concat(nameFields(), stateFields(), relationFields(), splitFields(), statsFields())
 }
 
 func nameFields() []reportField {
@@ -146,9 +147,9 @@ func relationFields() []reportField {
 			func(d *dm, r reportRow) string { return relatives(down(r), d.kernelName) }},
 		{"deps", "device_ref_count", "#Refs", 5, true, "Number of mapped devices referencing this one.",
 			func(_ *dm, r reportRow) string { return strconv.Itoa(len(up(r))) }},
-		{"deps", "names_using_dev", "DevNamesUsing", 16, false, "List of names of mapped devices using this one.",
+		{"deps", "names_using_dev", "RefNames", 8, false, "List of names of mapped devices using this one.",
 			func(d *dm, r reportRow) string { return relatives(up(r), name(d)) }},
-		{"deps", "devnos_using_dev", "DevNosUsing", 16, false, "List of device numbers of mapped devices using this one.",
+		{"deps", "devnos_using_dev", "RefDevNos", 9, false, "List of device numbers of mapped devices using this one.",
 			func(_ *dm, r reportRow) string { return relatives(up(r), nodeNumber) }},
 	}
 }

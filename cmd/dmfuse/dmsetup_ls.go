@@ -83,7 +83,7 @@ func (d *dm) checkOutputOptions() error {
 		_, err := d.treeOptions()
 		return err
 	}
-	if !d.o.on("options") || d.o.on("columns") || d.cmd.name == "splitname" {
+	if !d.o.on("options") || d.o.on("columns") || d.cmd.name == "splitname" || d.cmd.name == "stats" {
 		return nil
 	}
 	list := strings.Split(d.o.value["options"], ",")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -20,6 +21,7 @@ func (d *dm) fieldList(bool) {
 	titles := map[string]string{
 		"name": "Mapped Device Name Fields", "info": "Mapped Device Information Fields",
 		"deps": "Mapped Device Relationship Information Fields", "splitname": "Mapped Device Name Components Fields",
+		"stats": "Mapped Device Statistics Fields", "region": "Mapped Device Statistics Region Information Fields",
 	}
 	group := ""
 	var b strings.Builder
@@ -51,11 +53,27 @@ func sameField(a, b string) bool {
 	return plain(a) == plain(b)
 }
 
+// has says whether the rows of the report have the fields of a group.
+func (d *dm) has(group string) bool {
+	switch {
+	case d.cmd.name == "splitname":
+		return group == "splitname"
+	case group == "stats":
+		return d.statsReport == "report"
+	case group == "region":
+		return d.statsReport != ""
+	}
+	return true
+}
+
 // fieldsNamed finds the fields of one word of -o: a field, or "all" of a group.
-func fieldsNamed(word string, splitOnly bool) []reportField {
+func (d *dm) fieldsNamed(word string) []reportField {
 	var found []reportField
 	for _, f := range reportFields() {
-		all := sameField(word, f.group+"_all") || sameField(word, "all") && (!splitOnly || f.group == "splitname")
+		if !d.has(f.group) && d.cmd.name != "splitname" {
+			continue
+		}
+		all := sameField(word, f.group+"_all") || sameField(word, "all") && d.has(f.group)
 		if all || sameField(word, f.id) {
 			found = append(found, f)
 		}
@@ -71,8 +89,11 @@ func (d *dm) asReport() bool {
 // columns are the fields to print.
 func (d *dm) columns() ([]reportField, error) {
 	list := "name,major,minor,attr,open,segments,events,uuid"
-	if d.cmd.name == "splitname" {
+	switch {
+	case d.cmd.name == "splitname":
 		list = "vg_name,lv_name,lv_layer"
+	case d.statsReport != "":
+		list = d.statsColumns()
 	}
 	if o := d.o.value["options"]; d.o.on("options") {
 		if more, ok := strings.CutPrefix(o, "+"); ok {
@@ -87,7 +108,7 @@ func (d *dm) columns() ([]reportField, error) {
 			d.fieldList(true)
 			return nil, &usageSaid{said{exitDone}}
 		}
-		found := fieldsNamed(word, d.cmd.name == "splitname")
+		found := d.fieldsNamed(word)
 		if len(found) == 0 {
 			d.fieldList(true)
 			fmt.Fprintf(d.stderr, "Unrecognised field: %s\n", word)
@@ -112,7 +133,7 @@ func (d *dm) sortKeys() ([]sortKey, error) {
 	for _, word := range strings.Split(d.o.value["sort"], ",") {
 		down := strings.HasPrefix(word, "-")
 		name := strings.TrimLeft(word, "+-")
-		found := fieldsNamed(name, d.cmd.name == "splitname")
+		found := d.fieldsNamed(name)
 		if len(found) == 0 {
 			d.fieldList(true)
 			fmt.Fprintf(d.stderr, "dm_report: Unrecognised field: %s\n", name)
@@ -139,16 +160,56 @@ func (d *dm) report(args []string) error {
 	if err != nil {
 		return err
 	}
-	rows, none, err := d.rows(args)
-	if none {
-		return d.none()
+	return d.repeated(func() error {
+		rows, none, err := d.rows(args)
+		if none {
+			return d.none()
+		}
+		rows = slices.DeleteFunc(rows, func(r reportRow) bool { return !choose(d, r) })
+		sortRows(d, rows, keys)
+		if werr := d.writeReport(fields, rows); werr != nil {
+			return werr
+		}
+		return err
+	})
+}
+
+// interval is the seconds between two reports.
+func (d *dm) interval() int {
+	if d.o.on("interval") {
+		return atoi(d.o.value["interval"])
 	}
-	rows = slices.DeleteFunc(rows, func(r reportRow) bool { return !choose(d, r) })
-	sortRows(d, rows, keys)
-	if werr := d.writeReport(fields, rows); werr != nil {
-		return werr
+	return 1
+}
+
+// repeated makes a report --count times, an interval apart; with --interval
+// alone, or a count of 0, until it is interrupted. An empty line stands between
+// two reports.
+func (d *dm) repeated(one func() error) error {
+	left := -1
+	switch {
+	case d.o.on("count") && atoi(d.o.value["count"]) > 0:
+		left = atoi(d.o.value["count"])
+	case !d.o.on("count") && !d.o.on("interval"):
+		left = 1
 	}
-	return err
+	last := time.Now()
+	next := last
+	for {
+		if err := one(); err != nil {
+			return err
+		}
+		if left--; left == 0 {
+			return nil
+		}
+		fmt.Fprintln(d.stdout)
+		next = next.Add(time.Duration(d.interval()) * time.Second)
+		if !pause(d.ctx, time.Until(next)) {
+			return d.ctx.Err()
+		}
+		now := time.Now()
+		d.lastInterval, last = now.Sub(last), now
+	}
 }
 
 // helpIsDone makes the end of "-o help" a success.
@@ -180,22 +241,36 @@ func (d *dm) rows(args []string) (rows []reportRow, none bool, err error) {
 			if n == nil {
 				n = &treeNode{}
 			}
+			if d.statsReport != "" {
+				list, serr := d.statsRows(i)
+				if serr != nil && err == nil {
+					err = serr
+				}
+				for _, r := range list {
+					r.tree, r.split = n, splitByUUID(d.mangling.show(i.Name), i.UUID)
+					rows = append(rows, r)
+				}
+				continue
+			}
 			rows = append(rows, reportRow{info: &i, tree: n, split: splitByUUID(d.mangling.show(i.Name), i.UUID)})
 		}
 	}
 	if len(args) == 0 {
-		infos, err := d.infos(nil)
+		infos, ierr := d.infos(nil)
 		add(infos)
-		return rows, len(rows) == 0 && err == nil, err
+		if ierr != nil {
+			err = ierr
+		}
+		return rows, len(infos) == 0 && err == nil, err
 	}
 	for _, a := range args {
-		infos, err := d.infos([]string{a})
-		if err != nil {
-			return rows, false, err // those before it are shown
+		infos, ierr := d.infos([]string{a})
+		if ierr != nil {
+			return rows, false, ierr // those before it are shown
 		}
 		add(infos)
 	}
-	return rows, false, nil
+	return rows, false, err
 }
 
 // sortRows sorts by the keys, numbers as numbers.
@@ -205,9 +280,7 @@ func sortRows(d *dm, rows []reportRow, keys []sortKey) {
 			va, vb := k.field.value(d, a), k.field.value(d, b)
 			c := strings.Compare(va, vb)
 			if k.field.number {
-				na, _ := strconv.Atoi(va)
-				nb, _ := strconv.Atoi(vb)
-				c = cmp.Compare(na, nb)
+				c = cmp.Compare(fieldNumber(k.field, a, va), fieldNumber(k.field, b, vb))
 			}
 			if k.down {
 				c = -c
@@ -218,6 +291,17 @@ func sortRows(d *dm, rows []reportRow, keys []sortKey) {
 		}
 		return 0
 	})
+}
+
+// fieldNumber is the number that a cell stands for.
+func fieldNumber(f reportField, r reportRow, text string) float64 {
+	if r.stats != nil {
+		if n, ok := r.stats.number(f.id); ok {
+			return n
+		}
+	}
+	n, _ := strconv.ParseFloat(text, 64)
+	return n
 }
 
 // writeReport lays the cells out.

@@ -21,7 +21,7 @@ func (d *dm) selection() (choice, error) {
 	if !d.o.on("select") {
 		return func(*dm, reportRow) bool { return true }, nil
 	}
-	p := selectParser{rest: d.o.value["select"], splitOnly: d.cmd.name == "splitname"}
+	p := selectParser{rest: d.o.value["select"], has: d.has}
 	c, err := p.or()
 	if err == nil && p.space() != "" {
 		err = fmt.Errorf("Selection syntax error at '%s'.", p.rest)
@@ -33,8 +33,8 @@ func (d *dm) selection() (choice, error) {
 }
 
 type selectParser struct {
-	rest      string
-	splitOnly bool
+	rest string
+	has  func(group string) bool
 }
 
 // space skips blanks and gives what is left.
@@ -114,7 +114,7 @@ func (p *selectParser) comparison() (choice, error) {
 	name := at[:n]
 	p.rest = at[n:]
 	i := slices.IndexFunc(reportFields(), func(f reportField) bool {
-		return sameField(f.id, name) && (!p.splitOnly || f.group == "splitname")
+		return sameField(f.id, name) && p.has(f.group)
 	})
 	if i < 0 {
 		return nil, fmt.Errorf("Unrecognised selection field: %s\nSelection syntax error at '%s'.", name, at)
@@ -165,12 +165,12 @@ func compare(f reportField, op, value string) (choice, error) {
 	if !f.number {
 		return func(d *dm, r reportRow) bool { return (f.value(d, r) == value) == (op == "=") }, nil
 	}
-	want, err := strconv.Atoi(value)
+	want, err := selectNumber(f, value)
 	if err != nil {
 		return nil, fmt.Errorf("Failed to parse numeric value for selection field %s.", f.id)
 	}
 	return func(d *dm, r reportRow) bool {
-		got, _ := strconv.Atoi(f.value(d, r))
+		got := fieldNumber(f, r, f.value(d, r))
 		switch op {
 		case "=":
 			return got == want
@@ -214,4 +214,17 @@ func (d *dm) performSelected() error {
 
 func (d *dm) runFor(i *control.Info) error {
 	return d.cmd.run(d, []string{d.mangling.show(i.Name)})
+}
+
+// selectNumber reads the value a field is compared with; sizes may have a unit
+// and are sectors without.
+func selectNumber(f reportField, text string) (float64, error) {
+	if f.size() {
+		digits := strings.TrimRight(text, unitLetters+"sS"+strings.ToUpper(unitLetters))
+		if unit, ok := parseUnits(text[len(digits):]); ok && digits != "" && unit.bytes > 0 {
+			n, err := strconv.ParseFloat(digits, 64)
+			return n * float64(unit.bytes) / 512, err
+		}
+	}
+	return strconv.ParseFloat(text, 64)
 }

@@ -45,6 +45,9 @@ func (d *dm) lines(key control.Key) (control.StatusReply, error) {
 	inactive := d.o.on("inactive")
 	if d.cmd.name != "status" && d.cmd.name != "ls" {
 		r, err := d.tableOf(key, inactive)
+		if err == nil && d.cmd.name == "measure" {
+			err = d.measured(r.Targets)
+		}
 		return r, failed("table", key, err)
 	}
 	if d.c == nil {

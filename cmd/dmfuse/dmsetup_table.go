@@ -155,7 +155,7 @@ func (d *dm) createOne(n newDevice) error {
 		}
 		return d.tableFailed(op, control.Key{Name: n.name, UUID: n.uuid}, err, n.lines)
 	}
-	if d.people && steps[0].Attr != nil && !d.allowOther {
+	if d.people && !d.allowOther && (d.o.on("uid") || d.o.on("gid") || d.o.on("mode")) {
 		fmt.Fprintln(d.stderr, "dmfuse: --uid, --gid and --mode have no effect: the daemon runs without --allow-other, so other users cannot open the files")
 	}
 	info := *res.Results[len(res.Results)-1].Device
@@ -194,10 +194,31 @@ func (d *dm) attr() *control.Attr {
 		return &n
 	}
 	a.Mode, a.UID, a.GID = num("mode", 8), num("uid", 10), num("gid", 10)
+	a.ReadAhead = d.readAhead()
 	if a == (control.Attr{}) {
 		return nil
 	}
 	return &a
+}
+
+// defaultReadAhead is what the kernel gives a device, in sectors.
+const defaultReadAhead = 256
+
+// readAhead is that of --readahead, as control.Attr has it; nil: it is not
+// asked for, or to stay as it is.
+func (d *dm) readAhead() *int {
+	text := d.o.value["readahead"]
+	least, plus := strings.CutPrefix(text, "+")
+	n := atoi(least)
+	switch {
+	case !d.o.on("readahead") || strings.EqualFold(text, "auto"):
+		return nil
+	case strings.EqualFold(text, "none") || n <= 0:
+		n = -1
+	case plus:
+		n = max(n, defaultReadAhead)
+	}
+	return &n
 }
 
 // load puts a table into the inactive slot.

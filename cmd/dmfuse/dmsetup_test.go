@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -202,7 +203,16 @@ func TestAsDmsetup(t *testing.T) {
 		"--interval 0 ls", "--manglename q ls", "ls -o foo", "ls -o devno,foo", "ls --tree -o foo", "ls --tree -o as,foo",
 		"--readahead -7 create x", "--addnodeoncreate --addnodeonresume create x", "create --concise a b",
 		"create --concise --table x y", "create --concise -u x y", "wait", "wipe_table",
-		"help", "-h", "--help", "help -c x", "deps -o foo", "-u x load a b",
+		"help", "-h", "--help", "help -c x", "deps -o foo", "-u x load a b", "help -c", "splitname -o help a-b",
+		"stats", "stats foo", "stats help", "stats create", "stats clear", "stats print", "stats delete", "stats group", "stats ungroup",
+		"stats delete --regionid 1 --groupid 1", "stats create --areas 1 --areasize 2 d", "stats create --programid= d",
+		"stats create --start x d", "stats create --length q d", "stats list --units q", "stats list --units 3", "stats --units",
+		"stats report --allprograms --programid x", "stats clear --allregions --regionid 1", "stats create --filemap",
+		"stats update_filemap", "stats update_filemap /etc/hostname", "stats create --filemap /etc/hostname",
+		"stats create --allregions", "stats create --allprograms",
+		"setgeometry", "setgeometry a b c d", "target-version", "udevcookies", "udevflags x", "udevflags 0", "udevflags 1", "udevflags 0x2d0d0001",
+		"udevflags 0xffff0000", "udevcookie", "udevreleasecookie", "udevcomplete x", "udevcomplete", "udevflags", "udevcreatecookie x",
+		"splitname --count 2 --interval 1 a-b", "splitname --count 2 --noheadings a-b",
 	} {
 		t.Run(line, func(t *testing.T) {
 			want := realDmsetup(t, real, line)
@@ -215,12 +225,31 @@ func TestAsDmsetup(t *testing.T) {
 	}
 }
 
+// TestAsDmstats does so for the name dmstats.
+func TestAsDmstats(t *testing.T) {
+	real, err := exec.LookPath("/usr/sbin/dmstats")
+	if err != nil {
+		t.Skip("no dmstats to compare with")
+	}
+	m := newMachine(t, nil, nil)
+	for _, line := range []string{"", "help", "-h", "foo", "create", "clear", "--units", "list --units zz", "group", "ungroup"} {
+		t.Run(line, func(t *testing.T) {
+			want := realDmsetup(t, real, line)
+			got := m.run("", append([]string{"dmstats"}, strings.Fields(line)...)...)
+			want.Stderr = strings.ReplaceAll(want.Stderr, "dmsetup", "dmstats") // the name it is called by here
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-dmstats +ours)\n%s", d)
+			}
+		})
+	}
+}
+
 func realDmsetup(t *testing.T, path, line string) answer {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, strings.Fields(line)...)
-	cmd.Args[0] = "dmsetup"
+	cmd.Args[0] = filepath.Base(path)
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/bin"}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -107,6 +107,9 @@ func mergeAttr(a mapper.Attr, c *control.Attr) mapper.Attr {
 	if c.GID != nil {
 		a.GID = *c.GID
 	}
+	if c.ReadAhead != nil {
+		a.ReadAhead = *c.ReadAhead
+	}
 	return a
 }
 
