@@ -48,7 +48,7 @@ func TestReadMirrorStatus(t *testing.T) {
 		"2 7:0 7:1 5/8 1 AD 3 disk 7:2 A":           {5, 8, "AD", "A"},
 		"2 /a /b 0/1 1 AA 1 core":                   {0, 1, "AA", ""},
 		`3 /a\ x /b /c 8/8 1 ASR 3 disk /l\ 1\ 2 F`: {8, 8, "ASR", "F"},
-		"2 disk core 8/8 1 AA 3 disk disk D":        {8, 8, "AA", "D"},
+		"2 /a /b 8/8 1 AA 3 disk /disk D":           {8, 8, "AA", "D"},
 	} {
 		st, ok := readMirrorStatus(text)
 		if !ok || st != want {
@@ -75,7 +75,7 @@ func TestMirrorSize(t *testing.T) {
 		refused string
 	}{
 		{[]int64{4096, 4096}, 8, nil, ""},
-		{[]int64{4096, 8192}, 8, []string{"the file /1 is larger than the first leg: its last 4096 bytes are not used"}, ""},
+		{[]int64{4096, 8192}, 8, []string{"the file /1 is larger than the mirror: its last 4096 bytes are not used"}, ""},
 		{[]int64{4100, 4100}, 8, []string{"the last 4 bytes of /0 are no whole sector", "the last 4 bytes of /1 are no whole sector"}, ""},
 		{[]int64{4096, 4096, 4095}, 0, nil, "the file /2 has 4095 bytes, fewer than the 4096 of the first leg /0"},
 	} {
@@ -83,7 +83,7 @@ func TestMirrorSize(t *testing.T) {
 		for i, n := range c.sizes {
 			legs = append(legs, leg("/"+string(rune('0'+i)), n))
 		}
-		sectors, notes, err := mirrorSize(legs)
+		sectors, notes, err := mirrorSize(legs, nil)
 		if sectors != c.sectors || len(notes) != len(c.says) || (err != nil) != (c.refused != "") || err != nil && !strings.Contains(err.Error(), c.refused) {
 			t.Errorf("%v: %d sectors, notes %q, %v", c.sizes, sectors, notes, err)
 			continue

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/mirror"
@@ -199,16 +201,51 @@ func (a *app) mirrorRmLeg(ctx context.Context, name, leg string) error {
 		return fail(exitFailed, fmt.Errorf("%s has two legs, and a mirror cannot have fewer", name),
 			"to exchange the leg: dmfuse mirror replace-leg; to take the mirror apart: dmfuse mirror rm "+shellQuote(name))
 	}
-	if err := s.checkNotLast(ctx, name, i); err != nil {
+	gone := t.legs[i]
+	if t, err = s.takeLeg(ctx, m, t, i); err != nil {
 		return err
+	}
+	return a.answerChanged(s, t, changedMirror{Name: name, Removed: s.wordText(gone.word)})
+}
+
+// dropLeg makes durable that a leg is not used any more, before it leaves its
+// mirror: what is written from then on it lacks.
+func (s *session) dropLeg(ctx context.Context, name string, t mirrorTable, i int) error {
+	if !t.hasRecord() {
+		return nil
+	}
+	if _, err := s.c.Message(ctx, control.ByName(name), 0, []string{"drop", strconv.Itoa(i)}); err != nil {
+		return fmt.Errorf("the legs of %s stay as they are: %w", name, err)
+	}
+	return nil
+}
+
+// takeLeg drops a leg and brings a table without it in, with added in its place
+// if there is one.
+func (s *session) takeLeg(ctx context.Context, m mapped, t mirrorTable, i int, added ...place) (mirrorTable, error) {
+	if m.Suspended {
+		return t, suspendedMirror(m.Name)
+	}
+	if err := s.checkNotLast(ctx, m.Name, i); err != nil {
+		return t, err
+	}
+	if err := s.dropLeg(ctx, m.Name, t, i); err != nil {
+		return t, err
 	}
 	gone := t.legs[i]
-	t.legs = append(t.legs[:i:i], t.legs[i+1:]...)
-	if err := s.swapLegs(ctx, m, t); err != nil {
-		return err
+	left := t
+	left.legs = slices.Delete(slices.Clone(t.legs), i, i+1)
+	for _, p := range added {
+		left.legs = slices.Insert(left.legs, i, mirrorLeg{word: wordOf(p)})
+	}
+	if err := s.swapLegs(ctx, m, left, added...); err != nil {
+		if t.hasRecord() {
+			err = withAdvice(err, "the leg is dropped; bring it back with: dmfuse mirror resync "+shellQuote(m.Name)+" "+shellQuote(s.wordText(gone.word)))
+		}
+		return t, err
 	}
 	s.forgetLeg(t, gone.word)
-	return a.answerChanged(s, t, changedMirror{Name: name, Removed: s.wordText(gone.word)})
+	return left, nil
 }
 
 // forgetLeg takes the record beside a leg away that left its mirror: it is a
@@ -260,15 +297,9 @@ func (a *app) mirrorReplaceLeg(ctx context.Context, name, oldLeg, newLeg string,
 	}
 	old := t.legs[i]
 	if !useful(r.Legs[i]) || len(t.legs) == maxLegs {
-		if err := s.checkNotLast(ctx, name, i); err != nil {
+		if t, err = s.takeLeg(ctx, m, t, i, p); err != nil {
 			return err
 		}
-		t.legs = append(t.legs[:0:0], t.legs...)
-		t.legs[i] = mirrorLeg{word: wordOf(p)}
-		if err := s.swapLegs(ctx, m, t, p); err != nil {
-			return err
-		}
-		s.forgetLeg(t, old.word)
 		if err := a.answerChanged(s, t, changedMirror{Name: name, Added: p.path, Removed: s.wordText(old.word)}); err != nil || !wait {
 			return err
 		}
@@ -301,13 +332,8 @@ func (a *app) finishReplace(ctx context.Context, s *session, name, old string) e
 	if i < 0 {
 		return a.answerChanged(s, t, changedMirror{Name: name})
 	}
-	if err := s.checkNotLast(ctx, name, i); err != nil {
+	if t, err = s.takeLeg(ctx, m, t, i); err != nil {
 		return err
 	}
-	t.legs = append(t.legs[:i:i], t.legs[i+1:]...)
-	if err := s.swapLegs(ctx, m, t); err != nil {
-		return err
-	}
-	s.forgetLeg(t, old)
 	return a.answerChanged(s, t, changedMirror{Name: name, Added: s.wordText(t.legs[len(t.legs)-1].word), Removed: s.wordText(old)})
 }

@@ -99,11 +99,14 @@ func (a *app) planMirror(ctx context.Context, s *session, o mirrorOptions) (*mir
 	if p.legs, err = s.findLegs(o.legs); err != nil {
 		return nil, err
 	}
-	sectors, notes, err := mirrorSize(p.legs)
+	p.record = readHint(p.legs)
+	if err := checkMissing(p.legs, p.record.hint); err != nil {
+		return nil, err
+	}
+	sectors, notes, err := mirrorSize(p.legs, p.record.hint)
 	if err != nil {
 		return nil, err
 	}
-	p.record = readHint(p.legs)
 	p.takeHint()
 	region, err := regionFor(p.o.region, sectors)
 	if err != nil {
@@ -201,7 +204,12 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 	if p.o.nosync && p.log.core {
 		t.word = "nosync"
 	}
-	places := p.legs
+	var places []place
+	for _, l := range p.legs {
+		if l.missing == nil {
+			places = append(places, l)
+		}
+	}
 	if !p.log.core {
 		at := p.log.place
 		if !p.log.exists { // it does now
@@ -209,7 +217,7 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 				return nil, err
 			}
 		}
-		places = append(places[:len(places):len(places)], at)
+		places = append(places, at)
 	}
 	r, err := s.c.Apply(ctx, deviceSteps(p.o.name, t.line(), false, places...)...)
 	switch {

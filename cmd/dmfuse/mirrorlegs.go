@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/mirror"
 )
 
 // What mirror create and add-leg want of a leg.
@@ -22,11 +24,8 @@ func (s *session) findLegs(words []string) ([]place, error) {
 	}
 	legs := make([]place, 0, len(words))
 	for _, w := range words {
-		p, err := s.find(w)
+		p, err := s.findLeg(w)
 		if err != nil {
-			return nil, err
-		}
-		if err := checkSectors(p); err != nil {
 			return nil, err
 		}
 		for i, l := range legs {
@@ -37,6 +36,9 @@ func (s *session) findLegs(words []string) ([]place, error) {
 		legs = append(legs, p)
 	}
 	for _, p := range legs {
+		if p.missing != nil {
+			continue
+		}
 		if err := s.checkLegFree(p); err != nil {
 			return nil, err
 		}
@@ -44,11 +46,41 @@ func (s *session) findLegs(words []string) ([]place, error) {
 	return legs, nil
 }
 
+// findLeg resolves a leg. A file that is not there may be one that a record
+// knows: that is looked at when all legs are found.
+func (s *session) findLeg(word string) (place, error) {
+	p, err := s.find(word)
+	if err == nil {
+		return p, checkSectors(p)
+	}
+	if word == "" || !isMissing(err) && exitCode(err) != exitMissing {
+		return p, err
+	}
+	path, perr := cleanAbs(word)
+	return place{path: path, missing: err}, perr
+}
+
+// checkMissing refuses legs that are not there, but for those that the record
+// of the mirror knows.
+func checkMissing(legs []place, known *mirror.Record) error {
+	for _, p := range legs {
+		if p.missing == nil {
+			continue
+		}
+		if known == nil || !slices.ContainsFunc(known.Legs, func(l mirror.LegRecord) bool { return l.Path == p.path }) {
+			return p.missing
+		}
+	}
+	return nil
+}
+
 // samePlace says whether two places are one file, block device or device.
 func samePlace(a, b place) bool {
 	switch {
 	case a.device != nil || b.device != nil:
 		return a.device != nil && b.device != nil && a.device.Name == b.device.Name
+	case a.missing != nil || b.missing != nil:
+		return a.path == b.path
 	case a.block != b.block:
 		return false
 	}
@@ -81,25 +113,38 @@ func (s *session) checkLegFree(p place) error {
 }
 
 // mirrorSize is the number of sectors of a mirror of the legs: those of the
-// first, whose data counts. A smaller leg cannot hold it. The notes say what of
-// a leg is not used.
-func mirrorSize(legs []place) (sectors uint64, notes []string, err error) {
+// first, whose data counts, or those that the mirror had when it was made
+// before. A smaller leg cannot hold it. The notes say what of a leg is not used.
+func mirrorSize(legs []place, known *mirror.Record) (sectors uint64, notes []string, err error) {
 	sectors = legs[0].sectors()
-	for _, p := range legs[1:] {
-		if p.sectors() < sectors {
-			return 0, nil, fail(exitFailed, fmt.Errorf("%s has %d bytes, fewer than the %d of the first leg %s, whose data it is to hold",
-				p.what(), p.size, int64(sectors)*512, legs[0].path), "make it as large, or put the smaller one first if its data is what counts")
+	if known != nil {
+		sectors = uint64(known.Length)
+	}
+	for _, p := range legs {
+		if p.missing == nil && p.sectors() < sectors {
+			return 0, nil, fail(exitFailed, fmt.Errorf("%s has %d bytes, fewer than the %d of %s, whose data it is to hold",
+				p.what(), p.size, int64(sectors)*512, ofWhat(legs, known)), "make it as large, or put the smaller one first if its data is what counts")
 		}
 	}
 	for _, p := range legs {
+		if p.missing != nil {
+			continue
+		}
 		switch used := int64(sectors) * 512; {
 		case p.size-used >= 512:
-			notes = append(notes, fmt.Sprintf("%s is larger than the first leg: its last %d bytes are not used", p.what(), p.size-used))
+			notes = append(notes, fmt.Sprintf("%s is larger than the mirror: its last %d bytes are not used", p.what(), p.size-used))
 		case p.size != used:
 			notes = append(notes, fmt.Sprintf("the last %d bytes of %s are no whole sector of 512 bytes: the mirror ends before them", p.size-used, p.path))
 		}
 	}
 	return sectors, notes, nil
+}
+
+func ofWhat(legs []place, known *mirror.Record) string {
+	if known != nil {
+		return "the mirror " + known.Name + ", as its record says"
+	}
+	return "the first leg " + legs[0].path
 }
 
 // regionFor settles the region size in sectors. One that was not asked for

@@ -31,7 +31,7 @@ type recordPlan struct {
 func readHint(legs []place) recordPlan {
 	var r recordPlan
 	for _, p := range legs {
-		if p.device != nil || p.block {
+		if !isFile(p) || p.missing != nil {
 			continue
 		}
 		side, err := mirror.ReadSidecar(p.path)
@@ -50,20 +50,37 @@ func readHint(legs []place) recordPlan {
 func (p *mirrorPlan) setup() mirror.Setup {
 	s := mirror.Setup{Name: p.o.name, Length: blockdev.Sector(p.table.length), Region: blockdev.Sector(p.table.region)}
 	for i, l := range p.legs {
-		s.Legs = append(s.Legs, mirror.Member{Path: p.table.legs[i].word, Offset: blockdev.Sector(p.table.legs[i].offset), File: isFile(l)})
+		s.Legs = append(s.Legs, mirror.Member{
+			Path: p.table.legs[i].word, Offset: blockdev.Sector(p.table.legs[i].offset), Number: l.number(),
+			File: isFile(l) && l.missing == nil, Missing: l.missing,
+		})
 	}
 	if p.table.disk {
-		s.Log = mirror.LogMember{Disk: true, Path: p.table.log, File: !p.log.exists || isFile(p.log.place)}
+		s.Log = mirror.LogMember{Disk: true, Path: p.table.log, Number: p.log.place.number(), File: p.log.inFile()}
 	}
 	return s
 }
+
+// number is major:minor of what is no file.
+func (p place) number() string {
+	switch {
+	case p.device != nil:
+		return fmt.Sprintf("%d:%d", p.device.Major, p.device.Minor)
+	case p.block:
+		return devNumOf(p.stat.Rdev).String()
+	}
+	return ""
+}
+
+// inFile says whether the log is, or will be, a regular file.
+func (l *mirrorLog) inFile() bool { return !l.core && (!l.exists || isFile(l.place)) }
 
 // isFile says whether a place is a regular file, which can have a sidecar.
 func isFile(p place) bool { return p.device == nil && !p.block }
 
 // planRecord reads records and log, and refuses what does not fit.
 func (a *app) planRecord(p *mirrorPlan) error {
-	p.table.features = []string{"handle_errors", "keep_log"}
+	p.table.features = []string{recordFeature}
 	found, err := mirror.Inspect(p.setup())
 	if err != nil {
 		return err
@@ -88,7 +105,20 @@ func (a *app) planRecord(p *mirrorPlan) error {
 	if r.fits && p.o.nosync {
 		return usagef("--nosync: the mirror was made before, and its record says what is in sync")
 	}
+	a.sayNoRecord(p)
 	return p.planKept()
+}
+
+// sayNoRecord tells when a mirror has no place for its record.
+func (a *app) sayNoRecord(p *mirrorPlan) {
+	for _, l := range p.legs {
+		if isFile(l) {
+			return
+		}
+	}
+	if !p.log.inFile() {
+		a.note("neither a leg nor the log is a regular file, so there is no place for the record of the legs: after a crash everything is copied from the first leg")
+	}
 }
 
 // recordRefusal says why a record does not fit.
@@ -174,7 +204,7 @@ func (p *mirrorPlan) newLegs() (source place, legs []place) {
 		if l.State == mirror.LegIn {
 			source = p.legs[i]
 		}
-		if l.ID >= p.record.found.Found.NextID {
+		if p.legs[i].missing == nil && l.ID >= p.record.found.Found.NextID {
 			legs = append(legs, p.legs[i])
 		}
 	}
@@ -186,11 +216,11 @@ func (p *mirrorPlan) newLegs() (source place, legs []place) {
 func (p *mirrorPlan) makeRecord() error {
 	r := &p.record
 	for _, l := range p.legs {
-		if isFile(l) {
+		if isFile(l) && l.missing == nil {
 			r.sidecars = append(r.sidecars, l.path)
 		}
 	}
-	if p.table.disk && (!p.log.exists || isFile(p.log.place)) {
+	if p.log.inFile() {
 		r.sidecars = append(r.sidecars, p.log.path)
 	}
 	for _, file := range r.sidecars {
@@ -258,21 +288,59 @@ func (r *recordPlan) text(p *mirrorPlan) []string {
 }
 
 // legsFilling says whether a leg is being filled.
-func legsFilling(mirror.Report) bool { return false }
+func legsFilling(r mirror.Report) bool {
+	for _, l := range r.Legs {
+		if l.State == mirror.LegFilling {
+			return true
+		}
+	}
+	return false
+}
 
 // legText says how a leg is.
-func legText(r mirror.Report, i int) string {
-	text := healthText(r.Legs[i].Health)
-	if r.Legs[i].Default {
+func legText(l mirror.LegReport) string {
+	text := healthText(l.Health)
+	switch l.State {
+	case mirror.LegIn:
+		text = "in order"
+		if l.Health != "A" {
+			text += ", but " + healthText(l.Health)
+		}
+	case mirror.LegFilling:
+		text = "being filled"
+	case mirror.LegDropped:
+		text = droppedText(l)
+	}
+	if l.Default {
 		text += ", source of copies"
+	}
+	return text
+}
+
+// droppedText says since when a leg is not used, and why.
+func droppedText(l mirror.LegReport) string {
+	text := "dropped"
+	if !l.Since.IsZero() {
+		text += " since " + l.Since.Local().Format("2006-01-02 15:04:05")
+	}
+	if l.Why != "" {
+		text += ": " + l.Why
 	}
 	return text
 }
 
 // hasAll says whether a leg has all that was written to the mirror.
 func hasAll(r mirror.Report, l mirror.LegReport) bool {
+	if l.State != "" {
+		return l.State == mirror.LegIn
+	}
 	return useful(l) && (l.Default || r.InSync == r.Regions)
 }
 
-// useful says whether a leg is as it should be.
-func useful(l mirror.LegReport) bool { return l.Health == "A" }
+// useful says whether a leg adds to the safety of the data, or will.
+func useful(l mirror.LegReport) bool {
+	if l.State != "" {
+		return l.State != mirror.LegDropped
+	}
+	return l.Health == "A"
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -47,7 +48,7 @@ func (a *app) mirrorResync(ctx context.Context, name, leg string, wait bool) err
 		if err != nil {
 			return err
 		}
-		words = append(words, t.legs[i].word)
+		words = append(words, strconv.Itoa(i))
 	}
 	if _, err := s.c.Message(ctx, control.ByName(name), 0, words); err != nil {
 		return fmt.Errorf("%s is not copied again: %w", name, err)

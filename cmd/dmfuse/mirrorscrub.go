@@ -84,7 +84,7 @@ func (a *app) mirrorScrub(ctx context.Context, name string, o scrubOptions) erro
 			if err != nil {
 				return err
 			}
-			words = append(words, t.legs[i].word)
+			words = append(words, strconv.Itoa(i))
 		}
 	}
 	if _, err := s.c.Message(ctx, control.ByName(name), 0, words); err != nil {

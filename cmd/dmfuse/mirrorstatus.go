@@ -124,12 +124,18 @@ func (st *mirrorStatusAnswer) judge() {
 func reportProblems(r mirror.Report) []string {
 	bad := []string{}
 	for i, l := range r.Legs {
-		if l.Health != "A" {
+		switch {
+		case l.State == mirror.LegDropped:
+			bad = append(bad, fmt.Sprintf("leg %d (%s) is %s", i, l.Device, droppedText(l)))
+		case l.Health != "A":
 			bad = append(bad, fmt.Sprintf("leg %d (%s): %s", i, l.Device, healthText(l.Health)))
 		}
 	}
 	if r.LogHealth != "" && r.LogHealth != "A" {
 		bad = append(bad, fmt.Sprintf("the log (%s): %s", r.LogDevice, healthText(r.LogHealth)))
+	}
+	if r.Record != nil && r.Record.LogUntrusted != "" {
+		bad = append(bad, "the log is not to be trusted, and after a crash everything is copied: "+r.Record.LogUntrusted)
 	}
 	if r.Held > 0 {
 		bad = append(bad, fmt.Sprintf("%d writes are held back, the oldest for %s", r.Held, timeText(r.HeldSeconds)))
@@ -177,7 +183,7 @@ func (a *app) printMirrorStatus(st mirrorStatusAnswer) error {
 		{"In sync:", fmt.Sprintf("%d of %d regions (%.2f %%)", r.InSync, r.Regions, percent)},
 	}
 	if r.Dirty > 0 {
-		rows = append(rows, []string{"Being written:", fmt.Sprintf("%d regions", r.Dirty)})
+		rows = append(rows, []string{"Dirty:", fmt.Sprintf("%d regions: being written, or not yet clean in the log", r.Dirty)})
 	}
 	if r.Held > 0 {
 		rows = append(rows, []string{"Held writes:", fmt.Sprintf("%d, the oldest for %s", r.Held, timeText(r.HeldSeconds))})
@@ -193,6 +199,9 @@ func (a *app) printMirrorStatus(st mirrorStatusAnswer) error {
 	if !r.NextRetry.IsZero() && len(st.Jobs) == 0 {
 		rows = append(rows, []string{"Next try:", "in " + timeText(max(0, time.Until(r.NextRetry).Seconds()))})
 	}
+	if x := r.Record; x != nil {
+		rows = append(rows, []string{"Record:", fmt.Sprintf("generation %d, in %d places", x.Generation, x.Copies)})
+	}
 	rows = append(rows, []string{"Policies:", r.Policies})
 	if err := writeColumns(a.stdout, rows); err != nil {
 		return err
@@ -204,7 +213,7 @@ func (a *app) printMirrorStatus(st mirrorStatusAnswer) error {
 func (a *app) printLegs(r mirror.Report) error {
 	rows := [][]string{}
 	for i, l := range r.Legs {
-		rows = append(rows, []string{strconv.Itoa(i), l.Device, legText(r, i), strconv.FormatUint(uint64(l.Errors), 10)})
+		rows = append(rows, []string{strconv.Itoa(i), l.Device, legText(l), strconv.FormatUint(uint64(l.Errors), 10)})
 	}
 	return a.printTable([]string{"LEG", "DEVICE", "STATE", "ERRORS"}, rows)
 }

@@ -21,6 +21,7 @@ type place struct {
 	stat      unix.Stat_t   // of a file or block device
 	size      int64         // bytes
 	blockSize int           // logical block size in bytes
+	missing   error         // why it cannot be opened; only of a leg that a record knows
 }
 
 // what says what the place is, for messages.
