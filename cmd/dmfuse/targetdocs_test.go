@@ -9,13 +9,14 @@ import (
 
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target/basic"
+	"github.com/dmfuse/dmfuse/target/clone"
 	"github.com/dmfuse/dmfuse/target/fault"
 )
 
 // Every target has a page with the same headings and the usage that the
 // program prints.
 func TestDocs_EveryTargetHasItsPage(t *testing.T) {
-	types := slices.Concat(basic.Types(), fault.Types(), snapshot.NewGroup(snapshot.Options{}).Types())
+	types := slices.Concat(basic.Types(), fault.Types(), clone.Types(clone.Options{}), snapshot.NewGroup(snapshot.Options{}).Types())
 	for _, typ := range types {
 		t.Run(typ.Name, func(t *testing.T) {
 			page, err := os.ReadFile(filepath.Join("..", "..", "docs", "targets", typ.Name+".md"))

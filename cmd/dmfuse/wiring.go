@@ -13,6 +13,7 @@ import (
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/target/basic"
+	"github.com/dmfuse/dmfuse/target/clone"
 	"github.com/dmfuse/dmfuse/target/fault"
 )
 
@@ -22,7 +23,7 @@ import (
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
 		origins := snapshot.NewGroup(snapshot.Options{Log: d.log})
-		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log}))...)
+		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log}), clone.Types(clone.Options{}))...)
 	}
 	return d.set
 }

@@ -53,6 +53,10 @@ type Case struct {
 	// transient store.
 	Volatile bool
 
+	// Moves says that the status changes by itself: the target works in the
+	// background.
+	Moves bool
+
 	// KeepsOnError says that a write that failed on a lower device may have
 	// changed what lies in its range, and nothing else, and that the target
 	// works as before once the device does.
