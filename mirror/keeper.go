@@ -38,15 +38,19 @@ func (k *keeper) write(r Record, place int) error {
 	return writeSidecar(k.steps, path, s, k.hooks)
 }
 
-// places are those of the legs that are not dropped and of the log.
+// places are those of the legs that are not dropped and of the log, in the order
+// of writing: the legs that are in come first, as the first copy of a new mirror
+// must not call a leg in that has none.
 func places(r Record) (list []int) {
+	for _, state := range []LegState{LegIn, LegFilling} {
+		for i, l := range r.Legs {
+			if !l.NoCopy && l.State == state {
+				list = append(list, i)
+			}
+		}
+	}
 	if !r.Log.NoCopy {
 		list = append(list, placeLog)
-	}
-	for i, l := range r.Legs {
-		if !l.NoCopy && l.State != LegDropped {
-			list = append(list, i)
-		}
 	}
 	return list
 }
@@ -94,6 +98,7 @@ func (k *keeper) commitLocked(n Record, now time.Time) (Record, error) {
 // in excepted: its place is not counted on any more.
 func giveUp(n Record, bad []int, errs map[int]error) Record {
 	at := n.Changed
+	slices.Sort(bad)
 	for _, p := range slices.Backward(bad) {
 		why := fmt.Sprintf("its leg record could not be written: %v", errs[p])
 		switch {

@@ -46,6 +46,7 @@ type Hooks struct {
 	NoRecordDirSync bool // a copy is renamed, and the folder not synced
 	NoDropRecord    bool // a leg is dropped in memory only
 	NoDropWait      bool // a write is answered before the drop is durable
+	NoLostRecord    bool // the record does not say that the log is lost
 	NoFillLog       bool // a leg is filled without its area being out of sync in the log
 	NoFillFlush     bool // a leg counts as filled before it was flushed
 	NoStaleCheck    bool // at assembly a leg counts whatever the generation of its record

@@ -123,6 +123,10 @@ func (m *mirror) loseLog() error {
 		return nil
 	}
 	n := k.rec.next(time.Now())
+	if m.o.Hooks.NoLostRecord {
+		m.keep.lost.Store(true)
+		return nil
+	}
 	at := n.Changed
 	n.Log.Untrusted, n.Log.Why, n.Log.Since = true, "the log device failed", &at
 	return m.changeRecordLocked(n)
