@@ -58,13 +58,28 @@ func (c *Client) Devices(ctx context.Context) ([]Info, error) {
 	return r.Devices, err
 }
 
+// ListOptions is what List adds to each device.
+type ListOptions struct {
+	Tables, Statuses, Deps bool
+	// Inactive asks for those of the inactive tables.
+	Inactive bool
+	// Flush has targets commit what they have before they give their status.
+	Flush bool
+}
+
+// List lists the devices with what o asks for, in one request.
+func (c *Client) List(ctx context.Context, o ListOptions) (DeviceList, error) {
+	var r DeviceList
+	q := query(Key{}, flag("tables", o.Tables), flag("statuses", o.Statuses), flag("deps", o.Deps),
+		flag("inactive", o.Inactive), flag("flush", o.Flush))
+	err := c.call(ctx, http.MethodGet, "/v1/devices", q, nil, &r)
+	return r, err
+}
+
 // Tables lists the devices with the table of each, and with the status if asked
 // for, in one request.
 func (c *Client) Tables(ctx context.Context, statuses bool) (DeviceList, error) {
-	var r DeviceList
-	q := query(Key{}, flag("tables", true), flag("statuses", statuses))
-	err := c.call(ctx, http.MethodGet, "/v1/devices", q, nil, &r)
-	return r, err
+	return c.List(ctx, ListOptions{Tables: true, Statuses: statuses})
 }
 
 // Info describes one device, with the number of targets of its inactive table

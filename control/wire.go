@@ -139,6 +139,7 @@ type DeviceList struct {
 	// the same order, where the request asked for them.
 	Tables   [][]TargetStatus `json:"tables,omitempty"`
 	Statuses [][]TargetStatus `json:"statuses,omitempty"`
+	Deps     [][]Dep          `json:"deps,omitempty"` // likewise, see [DepsReply]
 }
 
 // TargetStatus is one line of table or status: "start length type params".

@@ -39,6 +39,7 @@ type dm struct {
 	jsonKey    string // "devices", ...
 	degraded   bool   // --check found something
 
+	needsTree    bool          // a report has fields about relations
 	isDmstats    bool          // called by the name dmstats
 	statsReport  string        // list or report, of dmstats
 	lastInterval time.Duration // between the last two reports of a repeated one

@@ -28,6 +28,20 @@ func (d *dm) devices() ([]control.Info, error) {
 	return list, nil
 }
 
+// list lists the devices with what o asks for, in one request however many
+// there are.
+func (d *dm) list(o control.ListOptions) (control.DeviceList, error) {
+	if d.c == nil {
+		return control.DeviceList{}, nil
+	}
+	o.Inactive = d.o.on("inactive")
+	l, err := d.c.List(d.ctx, o)
+	if err != nil {
+		return l, failed("names", control.Key{}, err)
+	}
+	return l, nil
+}
+
 // none says that there are no devices at all.
 func (d *dm) none() error {
 	if d.json {

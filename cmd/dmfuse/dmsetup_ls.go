@@ -1,12 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/dmfuse/dmfuse/control"
 )
@@ -105,16 +103,16 @@ func (d *dm) deps(args []string) error {
 		}
 		return d.depsKey(key)
 	}
-	infos, err := d.devices()
+	list, err := d.list(control.ListOptions{Deps: true})
 	if err != nil {
 		return err
 	}
-	if len(infos) == 0 {
+	if len(list.Devices) == 0 {
 		return d.none()
 	}
 	d.several = true
-	for _, i := range infos {
-		if err := d.depsKey(control.ByName(i.Name)); err != nil && !errors.Is(err, syscall.ENXIO) {
+	for n, i := range list.Devices {
+		if err := d.showDeps(control.DepsReply{Device: i, Deps: list.Deps[n]}); err != nil {
 			return err
 		}
 	}
@@ -129,6 +127,10 @@ func (d *dm) depsKey(key control.Key) error {
 	if err != nil {
 		return failed("deps", key, err)
 	}
+	return d.showDeps(r)
+}
+
+func (d *dm) showDeps(r control.DepsReply) error {
 	if d.json {
 		d.jsonOut = append(d.jsonOut, map[string]any{"name": r.Device.Name, "deps": r.Deps})
 		return nil
@@ -149,7 +151,7 @@ func (d *dm) depsKey(key control.Key) error {
 	if d.several && d.o.on("verbose") {
 		b.WriteByte('\n')
 	}
-	_, err = fmt.Fprintln(d.stdout, b.String())
+	_, err := fmt.Fprintln(d.stdout, b.String())
 	return err
 }
 

@@ -160,6 +160,13 @@ func (d *dm) report(args []string) error {
 	if err != nil {
 		return err
 	}
+	d.needsTree = d.o.on("select")
+	for _, f := range fields {
+		d.needsTree = d.needsTree || f.group == "deps"
+	}
+	for _, k := range keys {
+		d.needsTree = d.needsTree || k.field.group == "deps"
+	}
 	return d.repeated(func() error {
 		rows, none, err := d.rows(args)
 		if none {
@@ -225,9 +232,11 @@ func (d *dm) rows(args []string) (rows []reportRow, none bool, err error) {
 	if d.cmd.name == "splitname" {
 		return []reportRow{{split: splitLVM(args)}}, false, nil
 	}
-	nodes, err := d.deviceTree()
-	if err != nil {
-		return nil, false, err
+	var nodes []*treeNode
+	if d.needsTree {
+		if nodes, err = d.deviceTree(); err != nil {
+			return nil, false, err
+		}
 	}
 	byMinor := map[int]*treeNode{}
 	for _, n := range nodes {

@@ -193,6 +193,7 @@ func (d *dm) performSelected() error {
 	if err != nil {
 		return err
 	}
+	d.needsTree = true
 	rows, none, err := d.rows(nil)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/dmfuse/dmfuse/control"
 )
@@ -17,21 +16,7 @@ import (
 func (d *dm) status(args []string) error {
 	d.jsonKey = "devices"
 	if len(args) == 0 && !d.o.on("uuid") && !d.o.on("major") {
-		infos, err := d.devices()
-		if err != nil {
-			return err
-		}
-		if len(infos) == 0 {
-			return d.none()
-		}
-		d.several = true
-		for _, i := range infos {
-			// A device that went in between is none of the list.
-			if err := d.statusKey(control.ByName(i.Name)); err != nil && !errors.Is(err, syscall.ENXIO) {
-				return err
-			}
-		}
-		return nil
+		return d.statusAll()
 	}
 	key, err := d.onlyKey(args)
 	if err != nil {
@@ -40,10 +25,41 @@ func (d *dm) status(args []string) error {
 	return d.statusKey(key)
 }
 
+// statusAll is status for every device.
+func (d *dm) statusAll() error {
+	statuses := d.wantsStatus()
+	list, err := d.list(control.ListOptions{Tables: !statuses, Statuses: statuses, Flush: !d.o.on("noflush")})
+	if err != nil {
+		return err
+	}
+	if len(list.Devices) == 0 {
+		return d.none()
+	}
+	lines := list.Tables
+	if statuses {
+		lines = list.Statuses
+	}
+	d.several = true
+	for n, i := range list.Devices {
+		if d.cmd.name == "measure" {
+			if err := d.measured(lines[n]); err != nil {
+				return err
+			}
+		}
+		if err := d.showStatus(control.StatusReply{Device: i, Targets: lines[n]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wantsStatus says whether the verb shows the status, and not the table.
+func (d *dm) wantsStatus() bool { return d.cmd.name == "status" || d.cmd.name == "ls" }
+
 // lines asks for the table or status of a device.
 func (d *dm) lines(key control.Key) (control.StatusReply, error) {
 	inactive := d.o.on("inactive")
-	if d.cmd.name != "status" && d.cmd.name != "ls" {
+	if !d.wantsStatus() {
 		r, err := d.tableOf(key, inactive)
 		if err == nil && d.cmd.name == "measure" {
 			err = d.measured(r.Targets)
@@ -66,6 +82,10 @@ func (d *dm) statusKey(key control.Key) error {
 	if err != nil {
 		return err
 	}
+	return d.showStatus(r)
+}
+
+func (d *dm) showStatus(r control.StatusReply) error {
 	targets := r.Targets
 	if d.o.on("target") {
 		targets = nil

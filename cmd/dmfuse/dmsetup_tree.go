@@ -85,22 +85,19 @@ type treeNode struct {
 // deviceTree reads all devices with what they stand on. Children are in the
 // order of deps, parents in the order of names.
 func (d *dm) deviceTree() (nodes []*treeNode, err error) {
-	infos, err := d.devices()
+	list, err := d.list(control.ListOptions{Deps: true})
 	if err != nil {
 		return nil, err
 	}
+	infos := list.Devices
 	byKey := map[string]*treeNode{}
 	for _, i := range infos {
 		n := &treeNode{info: &i, major: i.Major, minor: i.Minor}
 		byKey[fmt.Sprintf("%d:%d", i.Major, i.Minor)] = n
 		nodes = append(nodes, n)
 	}
-	for _, n := range nodes[:len(infos)] {
-		r, err := d.c.Deps(d.ctx, control.ByName(n.info.Name), d.o.on("inactive"))
-		if err != nil {
-			continue // it went in between
-		}
-		for _, dep := range r.Deps {
+	for i, n := range nodes[:len(infos)] {
+		for _, dep := range list.Deps[i] {
 			key := fmt.Sprintf("%d:%d%s", dep.Major, dep.Minor, dep.Path)
 			if dep.Major >= 0 {
 				key = fmt.Sprintf("%d:%d", dep.Major, dep.Minor)

@@ -99,14 +99,18 @@ func (s *Server) infoOf(d *mapper.Device, inactive bool) control.Info {
 
 func (s *Server) devices(r *http.Request) (any, error) {
 	list := control.DeviceList{Devices: []control.Info{}}
-	tables, statuses := on(r, "tables"), on(r, "statuses")
+	tables, statuses, deps := on(r, "tables"), on(r, "statuses"), on(r, "deps")
+	inactive, noflush := on(r, "inactive"), !on(r, "flush")
 	for _, d := range s.opts.Manager.Devices() {
-		list.Devices = append(list.Devices, s.infoOf(d, false))
+		list.Devices = append(list.Devices, s.infoOf(d, inactive))
 		if tables {
-			list.Tables = append(list.Tables, wireLines(d.Status(target.StatusTable, false, true)))
+			list.Tables = append(list.Tables, wireLines(d.Status(target.StatusTable, inactive, noflush)))
 		}
 		if statuses {
-			list.Statuses = append(list.Statuses, wireLines(d.Status(target.StatusInfo, false, true)))
+			list.Statuses = append(list.Statuses, wireLines(d.Status(target.StatusInfo, inactive, noflush)))
+		}
+		if deps {
+			list.Deps = append(list.Deps, wireDeps(d.Deps(inactive)))
 		}
 	}
 	return list, nil
@@ -151,15 +155,20 @@ func (s *Server) deps(r *http.Request) (any, error) {
 		return nil, err
 	}
 	inactive := on(r, "inactive")
-	reply := control.DepsReply{Device: s.infoOf(d, inactive), Deps: []control.Dep{}}
-	for _, dep := range d.Deps(inactive) {
+	return control.DepsReply{Device: s.infoOf(d, inactive), Deps: wireDeps(d.Deps(inactive))}, nil
+}
+
+// wireDeps puts lower devices on the wire; a regular file has no numbers.
+func wireDeps(deps []mapper.Dep) []control.Dep {
+	out := make([]control.Dep, 0, len(deps))
+	for _, dep := range deps {
 		c := control.Dep{Major: dep.Major, Minor: dep.Minor, Name: dep.Name, Path: dep.Path}
 		if dep.Name == "" && dep.Major == 0 && dep.Minor == 0 {
 			c.Major, c.Minor = -1, -1
 		}
-		reply.Deps = append(reply.Deps, c)
+		out = append(out, c)
 	}
-	return reply, nil
+	return out
 }
 
 func (s *Server) wait(r *http.Request) (any, error) {
