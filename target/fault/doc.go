@@ -1,6 +1,7 @@
 // Package fault has the targets that people test software with: flakey, which
-// fails, drops or corrupts requests from time to time, and log-writes, which
-// writes down what is written in an order that shows what was durable when.
+// fails, drops or corrupts requests from time to time; delay, which is slow;
+// dust, which has bad blocks; and log-writes, which writes down what is written
+// in an order that shows what was durable when.
 // [OpenLog] reads such a log.
 //
 // # Words
@@ -38,5 +39,6 @@
 // # Failure
 //
 // A failure that a target makes by itself is of kind I/O and says which target
-// made it. Errors of lower devices come through.
+// made it. Errors of lower devices come through, that of opening one too, save
+// for dust, which makes it one of kind invalid as the kernel does.
 package fault

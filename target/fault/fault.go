@@ -6,7 +6,7 @@ import (
 )
 
 // Types lists the targets of this package.
-func Types() []target.Type { return []target.Type{Flakey(), LogWrites()} }
+func Types() []target.Type { return []target.Type{Flakey(), Delay(), Dust(), LogWrites()} }
 
 // place is a run of a lower device to which a segment is mapped as by linear.
 type place struct {

@@ -126,7 +126,7 @@ func read(t *testing.T, tgt target.Target, off int64, n int) []byte {
 }
 
 func TestTypes_AreThoseOfTheKernel(t *testing.T) {
-	want := map[string][3]uint32{"flakey": {1, 5, 0}, "log-writes": {1, 1, 0}}
+	want := map[string][3]uint32{"flakey": {1, 5, 0}, "delay": {1, 5, 0}, "dust": {1, 0, 0}, "log-writes": {1, 1, 0}}
 	for _, typ := range Types() {
 		if want[typ.Name] != typ.Version || typ.Singleton || typ.Immutable || typ.Wildcard {
 			t.Errorf("%+v", typ)
