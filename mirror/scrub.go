@@ -78,6 +78,9 @@ func (m *mirror) startScrub(words []string) error {
 		if err != nil {
 			return err
 		}
+		if !m.isIn(leg) {
+			return fmt.Errorf("%w: mirror: leg %d lacks data that was written", blockdev.ErrInvalid, leg)
+		}
 		s.source = leg
 	}
 	s.repair = len(words) > 0

@@ -103,7 +103,7 @@ func (s *scrub) sector(at, end int, bad [][]bool) finding {
 func (s *scrub) mend(r Region, base int64, found []finding) (mended int64, err error) {
 	m := s.m
 	m.mu.Lock()
-	if m.classLocked(r) != classSync { // a flush failed meanwhile
+	if m.classLocked(r) != classSync || !m.isIn(s.source) { // a flush failed meanwhile
 		m.mu.Unlock()
 		return 0, nil
 	}
@@ -155,6 +155,9 @@ func (m *mirror) mendLegs(legs uint64, data []byte, off int64) (mask uint64, fir
 // mendFailed notes that legs could not be written: as with any write that
 // fails, the region is out of sync.
 func (m *mirror) mendFailed(r Region, mask uint64, why error) {
+	if m.keep != nil && m.legsFailed(m.keep.active.Load(), uint32(mask), writeError, why) == nil {
+		return // dropped
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.failLegsLocked(mask, writeError, why)

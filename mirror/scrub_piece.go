@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -15,6 +16,7 @@ import (
 // more to do in the piece: the context ended, or a region is busy.
 func (s *scrub) piece(ctx context.Context) error {
 	m, off := s.m, s.pos
+	s.keepSource()
 	n, hole := m.holeEverywhere(ctx, off)
 	if !hole {
 		n = min(m.length-off, scrubPiece-off%scrubPiece)
@@ -80,7 +82,10 @@ func (m *mirror) comparable(off, n int64) (int64, bool) {
 // holeEverywhere is the run at off that is a hole on all legs, if there is one.
 func (m *mirror) holeEverywhere(ctx context.Context, off int64) (int64, bool) {
 	n := m.length - off
-	for _, l := range m.legs {
+	for i, l := range m.legs {
+		if !m.isIn(i) {
+			continue
+		}
 		k, hole, err := target.ExtentLower(ctx, l.dev, l.offset+off)
 		if err != nil || !hole {
 			return 0, false
@@ -109,15 +114,39 @@ func (s *scrub) look(off, n int64) bool {
 	return same
 }
 
-// readAll fills the buffers with what is at off.
+// readAll fills the buffers with what is at off. A leg that the leg record has not
+// as in counts as equal: it is known to lack something.
 func (s *scrub) readAll(off int64) []error {
 	errs := make([]error, len(s.bufs))
 	var wg sync.WaitGroup
+	var other []int
 	for i, l := range s.m.legs {
+		if i != s.source && !s.m.isIn(i) {
+			other = append(other, i)
+			continue
+		}
 		wg.Go(func() { errs[i] = target.ReadLower(context.Background(), l.dev, s.bufs[i], l.offset+off) })
 	}
 	wg.Wait()
+	for _, i := range other {
+		copy(s.bufs[i], s.bufs[s.source])
+	}
 	return errs
+}
+
+// keepSource takes another source when the leg record has dropped it; a repair
+// ends.
+func (s *scrub) keepSource() {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	if s.m.isIn(s.source) {
+		return
+	}
+	if s.repair {
+		s.problem = fmt.Sprintf("leg %d, the source of the repair, was dropped", s.source)
+		s.repair = false
+	}
+	s.source = int(s.m.def.Load())
 }
 
 // finding is a run of sectors with the same legs that differ from the reference,
