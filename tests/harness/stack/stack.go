@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/dmfuse/dmfuse/target/basic"
@@ -29,9 +31,15 @@ type Stack struct {
 // New makes an empty one, which is closed after the test if it is not before.
 func New(t testing.TB) *Stack {
 	t.Helper()
+	return NewMirrors(t, mirror.Options{})
+}
+
+// NewMirrors is New with options for the mirrors.
+func NewMirrors(t testing.TB, o mirror.Options) *Stack {
+	t.Helper()
 	pool := blockdev.NewPool(blockdev.PoolOptions{})
 	m, err := mapper.New(mapper.Options{
-		Types: target.NewSet(append(snapshot.NewGroup(snapshot.Options{}).Types(), basic.Types()...)...),
+		Types: target.NewSet(slices.Concat(basic.Types(), snapshot.NewGroup(snapshot.Options{}).Types(), mirror.Types(o))...),
 		OpenLower: func(path string, write bool) (target.Lower, error) {
 			h, err := pool.Open(path, write)
 			if err != nil {

@@ -17,7 +17,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"syscall"
+	"time"
 
 	"github.com/dmfuse/dmfuse/tests/kernel/plan"
 	"golang.org/x/sys/unix"
@@ -96,21 +98,13 @@ func do(s plan.Step) plan.Result {
 	case "run":
 		r, err = command(s.Args)
 	case "write":
-		err = eachPiece(s, os.O_RDWR, func(f *os.File, buf []byte, off int64) error {
-			plan.Fill(buf, s.Seed, uint64(off)/plan.SectorSize)
-			_, err := f.WriteAt(buf, off)
-			return err
-		})
+		err = write(s)
+	case "begin":
+		go func() { _ = write(s) }()
+	case "until":
+		r, err = until(s)
 	case "sha":
-		sum := plan.NewSum()
-		err = eachPiece(s, os.O_RDONLY, func(f *os.File, buf []byte, off int64) error {
-			if _, err := f.ReadAt(buf, off); err != nil {
-				return err
-			}
-			sum.Write(buf)
-			return nil
-		})
-		r.Stdout = sum.Text()
+		r.Stdout, err = sum(s)
 	case "discard":
 		err = discard(s)
 	default:
@@ -140,6 +134,48 @@ func command(args []string) (plan.Result, error) {
 		r.Code, err = exit.ExitCode(), nil
 	}
 	return r, err
+}
+
+func write(s plan.Step) error {
+	return eachPiece(s, os.O_RDWR, func(f *os.File, buf []byte, off int64) error {
+		plan.Fill(buf, s.Seed, uint64(off)/plan.SectorSize)
+		_, err := f.WriteAt(buf, off)
+		return err
+	})
+}
+
+func sum(s plan.Step) (string, error) {
+	sum := plan.NewSum()
+	err := eachPiece(s, os.O_RDONLY, func(f *os.File, buf []byte, off int64) error {
+		if _, err := f.ReadAt(buf, off); err != nil {
+			return err
+		}
+		sum.Write(buf)
+		return nil
+	})
+	return sum.Text(), err
+}
+
+// until does the step again and again; it returns what came out last.
+func until(s plan.Step) (r plan.Result, err error) {
+	const limit, pause = time.Minute, 5 * time.Millisecond
+	want, err := regexp.Compile(s.Want)
+	if err != nil {
+		return r, err
+	}
+	for end := time.Now().Add(limit); ; time.Sleep(pause) {
+		if len(s.Args) > 0 {
+			r, err = command(s.Args)
+		} else {
+			r.Stdout, err = sum(s)
+		}
+		switch {
+		case err != nil || want.MatchString(r.Stdout):
+			return r, err
+		case time.Now().After(end):
+			return r, fmt.Errorf("not %s within %v: %q", s.Want, limit, r.Stdout)
+		}
+	}
 }
 
 // eachPiece opens the device of s for direct I/O and calls fn for the range of

@@ -26,8 +26,12 @@ type Plan struct {
 
 // Step is one thing to do: a command or I/O on a device.
 type Step struct {
-	Op    string // "run", "write", "sha", "discard"
+	// Op is "run", "write", "sha", "discard"; "begin", a write that nobody
+	// waits for; or "until": the command is run, or the range is summed up,
+	// again and again until what comes out matches Want.
+	Op    string
 	Args  []string
+	Want  string // regular expression, for "until"
 	Dev   string
 	Seed  uint64
 	Start int64 // sectors

@@ -28,7 +28,7 @@ import (
 const MaxDisks = 16
 
 // Modules for the targets of this version, each after those it needs.
-var Modules = []string{"dm-mod", "dm-bufio", "dm-snapshot"}
+var Modules = []string{"dm-mod", "dm-bufio", "dm-snapshot", "dm-log", "dm-region-hash", "dm-mirror", "dm-delay"}
 
 // Machine is one boot: files, steps, and a limit.
 type Machine struct {
@@ -39,6 +39,9 @@ type Machine struct {
 
 // Disk is the device number of file i inside the machine.
 func Disk(i int) string { return fmt.Sprintf("98:%d", 16*i) }
+
+// DiskFile is the device node of file i inside the machine.
+func DiskFile(i int) string { return fmt.Sprintf("/dev/ubd%c", 'a'+i) }
 
 // Require skips or fails the test where no such kernel is installed.
 func Require(t testing.TB) {
@@ -194,6 +197,12 @@ func (s *Script) Dmsetup(what string, args ...string) {
 // newline.
 func (s *Script) Output(what, text string, args ...string) {
 	s.Add(what, plan.Step{Op: "run", Args: append([]string{"dmsetup"}, args...)}, equal(text))
+}
+
+// Until adds a dmsetup command that is repeated until its output matches a
+// regular expression.
+func (s *Script) Until(what, match string, args ...string) {
+	s.Add(what, plan.Step{Op: "until", Args: append([]string{"dmsetup"}, args...), Want: match})
 }
 
 // Write adds a write of pattern seed.
