@@ -37,7 +37,7 @@ type commandStep struct {
 }
 
 // otherSequences need types of targets that are not made yet.
-var otherSequences = []string{"merge-states", "merge-failed", "delay", "mirror-log-failed", "mirror-plain-failed"}
+var otherSequences = []string{"merge-states", "merge-failed", "mirror-log-failed", "mirror-plain-failed"}
 
 // differences are the steps that are not to be as recorded, with the reason.
 // A step that does not differ although it stands here fails the test.
@@ -202,7 +202,7 @@ func tableMachine(t *testing.T) *machine {
 
 // needsLater says whether a table names a type of target that is not made yet.
 func needsLater(table string) bool {
-	return regexp.MustCompile(`\b(delay|snapshot-merge)\b`).MatchString(table)
+	return regexp.MustCompile(`\bsnapshot-merge\b`).MatchString(table)
 }
 
 // TestTableVectors: tables that the kernel takes give its texts.
