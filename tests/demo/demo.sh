@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The main job on real input: two snapshots of a live ext4 image, taken while
 # files are being written, checked with checksums and fsck; then kill -9 and
-# restart. Run it with "make demo"; IMG=path takes your own ext4 image (a copy
+# restart. Second act: the image on the two legs of a mirror, one of which fails
+# while files are written, is replaced, copied and compared. Run it with "make demo"; IMG=path takes your own ext4 image (a copy
 # of it is used). Leaves nothing behind, also after Ctrl-C.
 set -euo pipefail
 umask 022
@@ -10,19 +11,20 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 dm=${DMFUSE:-$root/bin/dmfuse}
 work=$(mktemp -d "${TMPDIR:-/tmp}/dmfuse-demo.XXXXXX")
 export DMFUSE_RUN_DIR=$work/run
-origin_mnt=$work/mnt/origin monday_mnt=$work/mnt/monday tuesday_mnt=$work/mnt/tuesday
+origin_mnt=$work/mnt/origin monday_mnt=$work/mnt/monday tuesday_mnt=$work/mnt/tuesday mirror_mnt=$work/mnt/mirror
 img=$work/disk.img
 daemon= writer=
 
 say()  { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run()  { printf '  $ dmfuse %s\n' "$*"; "$dm" "$@" 2>&1 | sed 's/^/    /'; return "${PIPESTATUS[0]}"; }
+show() { printf '  $ dmfuse %s\n' "$*"; "$dm" "$@"; } # with its progress bar
 ok()   { printf '  \342\234\223 %s\n' "$*"; }
 fail() { printf '  \342\234\227 %s\n' "$*" >&2; [ -s "$work/daemon.log" ] && tail -n 20 "$work/daemon.log" >&2; exit 1; }
 
 cleanup() {
 	trap - EXIT INT TERM
 	[ -z "$writer" ] || { kill "$writer" && wait "$writer"; } 2>/dev/null || true
-	for m in "$origin_mnt" "$monday_mnt" "$tuesday_mnt"; do
+	for m in "$origin_mnt" "$monday_mnt" "$tuesday_mnt" "$mirror_mnt"; do
 		if mountpoint -q "$m" 2>/dev/null; then "$dm" umount "$m" >/dev/null 2>&1 || umount -l "$m" || true; fi
 	done
 	# Loop devices over our files, should a step have failed between attach and detach.
@@ -60,7 +62,7 @@ PATH=$PATH:/usr/sbin:/sbin
 [ "$(id -u)" = 0 ] || { echo "demo: mounting needs root" >&2; exit 1; }
 [ -x "$dm" ] || { echo "demo: $dm is missing; run make build" >&2; exit 1; }
 command -v mkfs.ext4 >/dev/null || apt-get -q -y install e2fsprogs || { echo "demo: mkfs.ext4 is missing (package e2fsprogs)" >&2; exit 1; }
-mkdir -p "$origin_mnt" "$monday_mnt" "$tuesday_mnt"
+mkdir -p "$origin_mnt" "$monday_mnt" "$tuesday_mnt" "$mirror_mnt"
 
 say "1. A disk image with real files"
 if [ -n "${IMG:-}" ]; then
@@ -142,8 +144,55 @@ run snapshot rm tuesday
 run remove disk
 [ "$before" != "$(sha256sum <"$img")" ] || fail "the image did not take the writes of the origin"
 ok "the image holds the origin's state"
+[ -z "$(find "$work" -name '*.cow*')" ] || fail "a COW file was left behind"
+
+say "8. The same image on a mirror of two legs"
+left=$work/left.img right=$work/right.img spare=$work/spare.img
+sectors=$(($(stat -c %s "$img") / 512))
+cp --sparse=always "$img" "$left"
+truncate -s $((sectors * 512)) "$right" "$spare"
+run create right --table "0 $sectors linear $right 0"
+run mirror create data "$left" right
+run message data 0 throttle 40m/s
+show mirror status data --wait
+run mount data "$mirror_mnt"
+same "$mirror_mnt" "$work/origin.sums" "the mirror has the files of the image"
+
+say "9. A leg fails while files are written"
+( for i in $(seq 200); do
+	head -c $((RANDOM * 8)) /dev/urandom >"$mirror_mnt/kept-$i" || exit 1
+	[ $((i % 10)) != 0 ] || sync -f "$mirror_mnt" || exit 1
+	if [ "$i" = 50 ]; then touch "$work/fifty"; fi
+	while [ "$i" = 150 ] && [ ! -e "$work/broken" ]; do sleep 0.02; done # the rest after the failure
+done ) &
+writer=$!
+for _ in $(seq 300); do [ ! -e "$work/fifty" ] || break; sleep 0.05; done
+run fault set right write,flush errno=EIO
+touch "$work/broken"
+wait "$writer" || fail "a file could not be written"
+writer=
+sync -f "$mirror_mnt"
+ok "the writer noticed nothing: $(ls "$mirror_mnt" | grep -c '^kept-') files"
+run mirror status data
+! run mirror status data --check >/dev/null || fail "the failed leg does not show"
+sums "$mirror_mnt" >"$work/mirror.sums"
+
+say "10. Another leg takes its place"
+run mirror replace-leg data right "$spare"
+show mirror status data --wait
+run umount "$mirror_mnt"
+run remove right
+
+say "11. Scrub: are the legs equal?"
+show mirror scrub data --wait
+fsck_of data
+run mount data "$mirror_mnt"
+same "$mirror_mnt" "$work/mirror.sums" "every file written before, during and after is there"
+run umount "$mirror_mnt"
+run mirror rm data
+cmp -s "$left" "$spare" || fail "the legs differ"
+ok "the two image files are equal"
 run shutdown
 wait "$daemon" 2>/dev/null || true
 daemon=
-[ -z "$(find "$work" -name '*.cow*')" ] || fail "a COW file was left behind"
 printf '\n\033[1mdemo: all as it must be, in %s s\033[0m\n' "$SECONDS"
