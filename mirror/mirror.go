@@ -25,6 +25,8 @@ type Options struct {
 	ClearDelay time.Duration
 	// Policies are those of a new target; the zero value: the defaults.
 	Policies Policies
+	// group links the mirrors made with these options; nil: Types makes one.
+	group *group
 	// steps are those of the sidecars; nil: of the machine. For tests only.
 	steps steps
 	// Hooks break the rules of the package on purpose. For tests only.
@@ -54,6 +56,9 @@ type Hooks struct {
 
 // Types lists the target types of this package.
 func Types(o Options) []target.Type {
+	if o.group == nil {
+		o.group = newGroup()
+	}
 	return []target.Type{{
 		Name: "mirror", Version: [3]uint32{1, 15, 0}, Usage: usage,
 		New: func(env *target.Env, args []string) (target.Target, error) { return o.newMirror(env, args) },
@@ -242,5 +247,6 @@ func (m *mirror) Close() error {
 	m.suspendLocked(false)
 	m.mu.Unlock()
 	m.stopLoops()
+	m.o.group.leave(m)
 	return m.copier.Close()
 }

@@ -92,6 +92,10 @@ func (m *mirror) assembleRecord() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	a, err := inspect(k.steps, k.setup, false)
+	old := m.o.group.before(m)
+	if err == nil && old != nil {
+		a = m.remember(old, a)
+	}
 	if err == nil {
 		err = a.Err()
 	}
@@ -115,6 +119,9 @@ func (m *mirror) assembleRecord() error {
 	}
 	k.rec, k.top = a.Found, a.floor
 	logErr := m.resumeRecordedLog(a)
+	if old != nil && !a.Trusted && logErr == nil {
+		m.takeOver(old, a)
+	}
 	r, changed := a.record(k.setup, time.Now())
 	m.takePoliciesLocked(&r, &changed)
 	if logErr != nil {

@@ -61,6 +61,7 @@ func (m *mirror) resumeLog() error {
 	if m.keep == nil {
 		return m.dirty.resume()
 	}
+	m.o.group.join(m)
 	m.mu.Lock()
 	skip := !m.keep.made || m.logFailure
 	m.keep.made = true
