@@ -233,6 +233,16 @@ func (d *dm) code(err error) int {
 
 // runDmsetup is the program under the name dmsetup.
 func (a *app) runDmsetup(ctx context.Context, argv []string) int {
+	b, out := a.buffered()
+	code := b.runDmsetupBuffered(ctx, argv)
+	if err := out.flush(); err != nil && code == exitDone {
+		fmt.Fprintf(a.stderr, "%s: write error: %v\n", filepath.Base(argv[0]), err)
+		code = exitFailed
+	}
+	return code
+}
+
+func (a *app) runDmsetupBuffered(ctx context.Context, argv []string) int {
 	d := &dm{app: a, ctx: ctx, argv0: argv[0], isDmstats: filepath.Base(argv[0]) == "dmstats"}
 	words, ok := d.parse(argv[1:], dmsetupOptions())
 	if ok && d.isDmstats {

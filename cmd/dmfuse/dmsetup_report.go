@@ -210,6 +210,7 @@ func (d *dm) repeated(one func() error) error {
 			return nil
 		}
 		fmt.Fprintln(d.stdout)
+		d.flushOutput()
 		next = next.Add(time.Duration(d.interval()) * time.Second)
 		if !pause(d.ctx, time.Until(next)) {
 			return d.ctx.Err()

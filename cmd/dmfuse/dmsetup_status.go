@@ -240,7 +240,10 @@ func (d *dm) exec(i control.Info) error {
 		path = filepath.Join(d.devDir, "mapper", i.Name)
 	}
 	cmd := exec.CommandContext(d.ctx, words[0], append(words[1:], path)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = d.stdin, d.stdout, d.stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = d.stdin, d.flushOutput(), d.stderr
+	if after, ok := d.stderr.(*afterOutput); ok {
+		cmd.Stderr = after.w
+	}
 	var exit *exec.ExitError
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) && d.people {
 		return failf(exitFailed, "--exec %s: %w", words[0], err)
