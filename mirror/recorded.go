@@ -59,12 +59,13 @@ func (m *mirror) openRecord(missing map[int]error) error {
 	if err != nil {
 		return err
 	}
-	for i, l := range a.Legs {
-		if err := missing[i]; err != nil && l.State != LegDropped {
-			return err
+	err = a.Err()
+	for i := range m.legs {
+		if err != nil && missing[i] != nil {
+			return fmt.Errorf("%w: %v", missing[i], err)
 		}
 	}
-	return a.Err()
+	return err
 }
 
 // absentLeg stands for a leg that cannot be opened and is dropped.

@@ -13,6 +13,9 @@ const runBytes = 1 << 20
 // maxMisses is how many regions may fail before a later pass ends.
 const maxMisses = 16
 
+// maxStarts is how many runs one step starts.
+const maxStarts = 1024
+
 // recovery brings regions back in sync: a pass over all regions at resume, and
 // later passes over those that are out of sync then. Guarded by mirror.mu.
 type recovery struct {
@@ -48,7 +51,10 @@ func (m *mirror) recoverStep(now time.Time) time.Duration {
 	if !m.rec.on {
 		return -1
 	}
-	for m.rec.active < m.o.Parallel && m.startRunLocked() {
+	for n := 0; m.rec.active < m.o.Parallel && m.startRunLocked(); n++ {
+		if n == maxStarts { // those that need no copy end at once: let others have the lock
+			return 0
+		}
 	}
 	m.noticeSyncLocked()
 	if m.dirty.complete() || m.rec.active > 0 || m.policies.Retry == 0 {

@@ -1,0 +1,550 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+const recordedSize = 64 // sectors, in regions of 8
+
+// recordedTable is a mirror with a leg record, all legs in, over fault devices.
+func recordedTable(t *testing.T, legs string) (*recordLab, *table, map[string]*devtest.Fault) {
+	t.Helper()
+	l := newRecordLab(t, Options{ClearDelay: time.Millisecond})
+	l.file("log", 8)
+	faults := map[string]*devtest.Fault{"log": l.fault("log")}
+	for _, n := range legs {
+		fill(t, l.file(string(n), recordedSize), oldSeed)
+		faults[string(n)] = l.fault(string(n))
+	}
+	tb := l.live(recordedLine(legs))
+	tb.filledUp()
+	tb.cleared()
+	return l, tb, faults
+}
+
+func recordedLine(legs string) string {
+	line := fmt.Sprintf("0 %d mirror disk 2 log 8 %d", recordedSize, len(legs))
+	for _, n := range legs {
+		line += fmt.Sprintf(" %c 0", n)
+	}
+	return line + " 1 leg_record"
+}
+
+// side is the copy beside a leg or the log.
+func (l *recordLab) side(name string) Sidecar {
+	l.t.Helper()
+	s, err := readSidecar(l.files, name)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return s
+}
+
+func letters(tb *table) string {
+	words := strings.Fields(tb.Status(target.StatusInfo))
+	return words[len(tb.legs)+3]
+}
+
+func TestRecorded_New(t *testing.T) {
+	l, tb, _ := recordedTable(t, "ab")
+	if got := tb.states(); got != "in in" {
+		t.Errorf("states %q", got)
+	}
+	if got, want := tb.Status(target.StatusTable), "disk 2 log 8 2 a 0 b 0 1 leg_record"; got != want {
+		t.Errorf("table %q, expected %q", got, want)
+	}
+	var tags []string
+	for i, n := range []string{"a", "b", "log"} {
+		s := l.side(n)
+		tags = append(tags, s.Tag)
+		if self := []int{0, 1, -1}[i]; s.Self != self {
+			t.Errorf("%s: self is %d", n, s.Self)
+		}
+	}
+	if tags[0] != tags[1] || tags[0] != tags[2] {
+		t.Errorf("the copies are not of one generation: %q", tags)
+	}
+	tb.close()
+}
+
+// TestRecorded_Drop: each leg fails each kind of change.
+func TestRecorded_Drop(t *testing.T) {
+	for _, leg := range []string{"a", "b"} {
+		for what, do := range map[string]func(tb *table) error{
+			"write": func(tb *table) error { return tb.write(7, 8, 2) },
+			"fua": func(tb *table) error {
+				return tb.Write(context.Background(), devtest.Pattern(7, 8, 2), 8*512, true)
+			},
+			"zero":  func(tb *table) error { return tb.Zero(context.Background(), 8*512, 1024, false) },
+			"flush": func(tb *table) error { return tb.Flush(context.Background()) },
+		} {
+			t.Run(leg+" "+what, func(t *testing.T) {
+				l, tb, faults := recordedTable(t, "ab")
+				defer tb.close()
+				old := l.side(leg)
+				events := tb.events.Load()
+				faults[leg].SetText(notWorking)
+				if err := result(t, start(func() error { return do(tb) })); err != nil {
+					t.Fatal(err)
+				}
+				want, mark, other := "dropped in", "DA", "b"
+				if leg == "b" {
+					want, mark, other = "in dropped", "AD", "a"
+				}
+				if got := tb.states(); got != want {
+					t.Errorf("states %q, expected %q", got, want)
+				}
+				if got := letters(tb); got != mark {
+					t.Errorf("letters %q, expected %q", got, mark)
+				}
+				if tb.events.Load() == events {
+					t.Error("no event")
+				}
+				for _, n := range []string{other, "log"} {
+					if s := l.side(n); s.Generation != old.Generation+1 || s.Legs[0].State+" "+s.Legs[1].State != LegState(want) {
+						t.Errorf("beside %s: generation %d, %v", n, s.Generation, s.Legs)
+					}
+				}
+				if s := l.side(leg); s.Generation != old.Generation {
+					t.Errorf("the dropped leg has a copy of generation %d", s.Generation)
+				}
+				checkDropReport(t, tb, leg)
+			})
+		}
+	}
+}
+
+func checkDropReport(t *testing.T, tb *table, leg string) {
+	t.Helper()
+	text, err := tb.Message(context.Background(), []string{"report"})
+	var r Report
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range r.Legs {
+		if dropped := x.Device == leg; dropped != (x.State == LegDropped) || dropped && (x.Why == "" || x.Since.IsZero()) {
+			t.Errorf("report of leg %s: %+v", x.Device, x)
+		}
+	}
+	if r.Record == nil || r.Record.Generation == 0 || r.Record.Copies != 2 {
+		t.Errorf("report of the record: %+v", r.Record)
+	}
+}
+
+func TestRecorded_LastLeg(t *testing.T) {
+	_, tb, faults := recordedTable(t, "ab")
+	defer tb.close()
+	faults["a"].SetText(notWorking)
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Fatal(err)
+	}
+	faults["b"].SetText("write,fua,flush,zero errno=EIO")
+	for what, do := range map[string]func() error{
+		"write": func() error { return tb.write(8, 8, 2) },
+		"flush": func() error { return tb.Flush(context.Background()) },
+	} {
+		if err := result(t, start(do)); !errors.Is(err, blockdev.ErrIO) {
+			t.Errorf("%s on the last leg: %v", what, err)
+		}
+	}
+	if got := tb.states(); got != "dropped in" {
+		t.Errorf("states %q", got)
+	}
+	faults["b"].Set()
+	if err := tb.write(9, 8, 2); err != nil {
+		t.Errorf("it works again, and: %v", err)
+	}
+	if err := tb.check(9, 8, 2); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRecorded_Places: a place that cannot be written costs its leg, but not the
+// last one; without any place nothing is dropped and the write fails.
+func TestRecorded_Places(t *testing.T) {
+	for _, c := range []struct {
+		broken string
+		want   string
+		err    error
+	}{
+		{"log", "dropped in in", nil},
+		{"b", "dropped dropped in", nil},
+		{"b c", "dropped in dropped", nil},
+		{"b c log", "dropped in in", nil}, // the last resort: beside the leg that is dropped
+		{"a b c log", "in in in", blockdev.ErrIO},
+	} {
+		t.Run(c.broken, func(t *testing.T) {
+			l, tb, faults := recordedTable(t, "abc")
+			defer tb.close()
+			for _, n := range strings.Fields(c.broken) {
+				l.files.fail(n, blockdev.ErrIO)
+			}
+			faults["a"].SetText(notWorking)
+			if err := tb.write(7, 8, 2); !errors.Is(err, c.err) {
+				t.Errorf("write: %v, expected %v", err, c.err)
+			}
+			if got := tb.states(); got != c.want {
+				t.Errorf("states %q, expected %q", got, c.want)
+			}
+			for n := range l.files.failing {
+				l.files.fail(n, nil)
+			}
+			if c.err == nil {
+				return
+			}
+			if err := tb.write(7, 8, 2); err != nil {
+				t.Errorf("the places are back, and: %v", err)
+			}
+			if got := tb.states(); got != "dropped in in" {
+				t.Errorf("states %q", got)
+			}
+		})
+	}
+}
+
+func TestRecorded_LogFails(t *testing.T) {
+	l, tb, faults := recordedTable(t, "ab")
+	events := tb.events.Load()
+	faults["log"].SetText(notWorking)
+	if err := result(t, start(func() error { return tb.write(7, 8, 2) })); !errors.Is(err, blockdev.ErrIO) {
+		t.Errorf("a write without a log: %v", err)
+	}
+	if tb.events.Load() == events {
+		t.Error("no event")
+	}
+	if _, err := tb.Message(context.Background(), []string{"policy", "log-failure=core"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Errorf("with a log in memory: %v", err)
+	}
+	if !l.side("a").Log.Untrusted || !l.side("log").Log.Untrusted {
+		t.Error("the record does not say that the log is lost")
+	}
+	if err := tb.write(7, 32, 2); err != nil {
+		t.Error(err)
+	}
+	tb.close()
+
+	faults["log"].Set()
+	n := l.again()
+	tb = n.live(recordedLine("ab"))
+	tb.filledUp()
+	if got := tb.Report().CopiedBytes; got != recordedSize*512 {
+		t.Errorf("%d bytes were copied, expected all", got)
+	}
+	if n.side("a").Log.Untrusted {
+		t.Error("the log was written and is not trusted")
+	}
+	tb.close()
+}
+
+// TestRecorded_Fill: only the leg that is filled is written, reads are spread over
+// the others, and the fill goes on when its source is lost.
+func TestRecorded_Fill(t *testing.T) {
+	l, tb, faults := recordedTable(t, "abc")
+	defer tb.close()
+	faults["c"].SetText(notWorking)
+	if err := tb.write(7, 8, 8); err != nil {
+		t.Fatal(err)
+	}
+	tb.cleared()
+	faults["c"].SetText("write,zero 32+8 hang")
+	faults["a"].SetText("write,zero,fua; read 48+8 errno=EIO")
+	faults["b"].SetText("write,zero,fua")
+	if _, err := tb.Message(context.Background(), []string{"resync", "2"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := faults["c"].AwaitHanging(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := tb.states(); got != "in in filling" {
+		t.Errorf("states %q", got)
+	}
+	if err := tb.write(9, 0, 4); err != nil { // wherever the fill is
+		t.Error(err)
+	}
+	a, b := faults["a"].Seen(0), faults["b"].Seen(0)
+	if a != 1 || b != 1 {
+		t.Errorf("%d and %d writes on the legs that are in, expected the one of the test", a, b)
+	}
+	// The source is lost.
+	faults["a"].SetText(notWorking)
+	if err := tb.write(10, 8, 4); err != nil {
+		t.Error(err)
+	}
+	faults["c"].Set()
+	faults["c"].Release()
+	tb.filledUp()
+	if got := tb.states(); got != "dropped in in" {
+		t.Errorf("states %q", got)
+	}
+	if got, want := content(t, l.devs["c"]), content(t, l.devs["b"]); string(got) != string(want) {
+		t.Error(firstDifference(got, want))
+	}
+	if err := tb.check(9, 0, 4); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRecorded_ReadsInFill: what is not filled yet is read from all legs that are
+// in, and from the other one if one fails.
+func TestRecorded_ReadsInFill(t *testing.T) {
+	_, tb, faults := recordedTable(t, "abc")
+	defer tb.close()
+	if _, err := tb.Message(context.Background(), []string{"drop", "c"}); err != nil {
+		t.Fatal(err)
+	}
+	faults["c"].SetText("write,zero hang")
+	if _, err := tb.Message(context.Background(), []string{"resync", "c"}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := faults["c"].AwaitHanging(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	faults["a"].SetText("read")
+	faults["b"].SetText("read")
+	for range 16 {
+		if err := tb.check(oldSeed, 56, 8); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := faults["a"].Seen(0), faults["b"].Seen(0); a < 4 || b < 4 {
+		t.Errorf("%d and %d reads", a, b)
+	}
+	faults["a"].SetText("read errno=EIO")
+	for range 4 {
+		if err := tb.check(oldSeed, 56, 8); err != nil {
+			t.Fatal(err)
+		}
+	}
+	faults["a"].Set()
+	faults["c"].Set()
+	faults["c"].Release()
+	tb.filledUp()
+	if got := tb.states(); got != "in in in" {
+		t.Errorf("states %q", got)
+	}
+}
+
+// TestRecorded_SourceUnreadable: a region that the source cannot give comes from
+// another leg that is in.
+func TestRecorded_SourceUnreadable(t *testing.T) {
+	l, tb, faults := recordedTable(t, "abc")
+	defer tb.close()
+	fill(t, l.devs["c"].(*devtest.Fault).Unwrap(), otherSeed)
+	faults["a"].SetText("read 16+8 errno=EIO")
+	if _, err := tb.Message(context.Background(), []string{"resync", "c"}); err != nil {
+		t.Fatal(err)
+	}
+	tb.filledUp()
+	if got, want := content(t, l.devs["c"]), content(t, l.devs["b"]); string(got) != string(want) {
+		t.Error(firstDifference(got, want))
+	}
+	if got := tb.states(); got != "in in in" {
+		t.Errorf("states %q", got)
+	}
+}
+
+func TestRecorded_Restart(t *testing.T) {
+	l, tb, faults := recordedTable(t, "ab")
+	faults["a"].SetText(notWorking)
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tb.Message(context.Background(), []string{"policy", "retry=7s", "read-balance=default"}); err != nil {
+		t.Fatal(err)
+	}
+	tb.close()
+
+	// Still failing: it stays dropped.
+	tb = l.again().live(recordedLine("ab"))
+	if got := tb.states(); got != "dropped in" {
+		t.Errorf("states %q", got)
+	}
+	if p := tb.policies; p.Retry != 7*time.Second || p.ReadBalance != ReadDefault {
+		t.Errorf("policies %v", p)
+	}
+	tb.close()
+
+	// Cannot be opened.
+	n := l.again()
+	n.devs["a"] = nil
+	tb = n.live(recordedLine("ab"))
+	if got := tb.states(); got != "dropped in" {
+		t.Errorf("states %q", got)
+	}
+	if err := tb.check(7, 8, 2); err != nil {
+		t.Error(err)
+	}
+	if got := letters(tb); got != "DA" {
+		t.Errorf("letters %q", got)
+	}
+	tb.close()
+
+	// Works again: it is filled.
+	faults["a"].Set()
+	tb = l.again().live(recordedLine("ab"))
+	tb.filledUp()
+	if got := tb.states(); got != "in in" {
+		t.Errorf("states %q", got)
+	}
+	if got, want := content(t, l.devs["a"]), content(t, l.devs["b"]); string(got) != string(want) {
+		t.Error(firstDifference(got, want))
+	}
+	tb.close()
+
+	// The one that has the newest cannot be opened.
+	n = l.again()
+	n.devs["b"] = nil
+	if _, err := n.load(recordedLine("ab")); !errors.Is(err, blockdev.ErrNoDevice) {
+		t.Errorf("load without a leg that is in: %v", err)
+	}
+}
+
+// TestRecorded_NoCopyAtRestart: a clean end and another beginning copies
+// nothing.
+func TestRecorded_NoCopyAtRestart(t *testing.T) {
+	l, tb, _ := recordedTable(t, "ab")
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Fatal(err)
+	}
+	generation := tb.recordNow().Generation
+	tb.close()
+	tb = l.again().live(recordedLine("ab"))
+	tb.settled()
+	if r := tb.Report(); r.CopiedBytes != 0 || r.Record.Generation != generation {
+		t.Errorf("%d bytes copied, generation %d, was %d", r.CopiedBytes, r.Record.Generation, generation)
+	}
+	tb.close()
+}
+
+// TestRecorded_NosyncOnce: the word counts for a new mirror only.
+func TestRecorded_NosyncOnce(t *testing.T) {
+	l := newRecordLab(t, Options{})
+	l.file("a", recordedSize)
+	l.file("b", recordedSize)
+	line := "0 64 mirror core 2 8 nosync 2 a 0 b 0 1 leg_record"
+	tb := l.live(line)
+	until(t, "all legs are in", func() bool { return tb.states() == "in in" })
+	if n := tb.Report().CopiedBytes; n != 0 {
+		t.Errorf("%d bytes copied", n)
+	}
+	tb.close()
+	tb = l.again().live(line)
+	tb.filledUp()
+	if n := tb.Report().CopiedBytes; n != recordedSize*512 {
+		t.Errorf("the next time %d bytes copied, expected all", n)
+	}
+	tb.close()
+}
+
+func TestRecorded_ReadOnly(t *testing.T) {
+	l, tb, faults := recordedTable(t, "ab")
+	faults["a"].SetText(notWorking)
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Fatal(err)
+	}
+	tb.close()
+	faults["a"].Set()
+	generation := l.side("b").Generation
+	tb = l.again().live(recordedLine("ab"), func(e *target.Env) { e.ReadOnly = true })
+	for range 4 {
+		if err := tb.check(7, 8, 2); err != nil {
+			t.Error(err)
+		}
+	}
+	tb.close()
+	if g := l.side("b").Generation; g != generation {
+		t.Errorf("generation %d, was %d", g, generation)
+	}
+}
+
+func TestRecorded_Messages(t *testing.T) {
+	_, tb, _ := recordedTable(t, "ab")
+	defer tb.close()
+	send := func(words ...string) error {
+		_, err := tb.Message(context.Background(), words)
+		return err
+	}
+	if err := send("drop", "9"); !errors.Is(err, blockdev.ErrInvalid) {
+		t.Errorf("drop 9: %v", err)
+	}
+	if err := send("drop", "a"); err != nil {
+		t.Error(err)
+	}
+	if got := tb.states(); got != "dropped in" {
+		t.Errorf("states %q", got)
+	}
+	for _, words := range [][]string{{"drop", "b"}, {"resync", "b"}} {
+		if err := send(words...); !errors.Is(err, blockdev.ErrInvalid) {
+			t.Errorf("%q of the last leg: %v", words, err)
+		}
+	}
+	if err := send("resync", "a"); err != nil {
+		t.Error(err)
+	}
+	tb.filledUp()
+	if got := tb.states(); got != "in in" {
+		t.Errorf("states %q", got)
+	}
+
+	plain := newLab(t, Options{})
+	plain.mem("a", 64)
+	plain.mem("b", 64)
+	p := plain.live("0 64 mirror core 2 8 nosync 2 a 0 b 0")
+	defer p.close()
+	if _, err := p.Message(context.Background(), []string{"drop", "a"}); !errors.Is(err, blockdev.ErrUnsupported) {
+		t.Errorf("drop without a record: %v", err)
+	}
+}
+
+// TestRecorded_Memory: without any place the record is in memory; a leg is
+// dropped and filled all the same.
+func TestRecorded_Memory(t *testing.T) {
+	l := newRecordLab(t, Options{})
+	fill(t, l.mem("a", recordedSize), oldSeed)
+	l.mem("b", recordedSize)
+	a := l.fault("a")
+	tb := l.live("0 64 mirror core 1 8 2 a 0 b 0 1 leg_record")
+	defer tb.close()
+	tb.filledUp()
+	a.SetText(notWorking)
+	if err := tb.write(7, 8, 2); err != nil {
+		t.Fatal(err)
+	}
+	if r := tb.Report(); tb.states() != "dropped in" || r.Record.Copies != 0 {
+		t.Errorf("states %q, %+v", tb.states(), r.Record)
+	}
+	if err := tb.check(7, 8, 2); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRecorded_Words(t *testing.T) {
+	l := newRecordLab(t, Options{})
+	l.file("a", 64)
+	l.file("b", 64)
+	for _, words := range []string{"2 leg_record handle_errors", "3 handle_errors keep_log leg_record"} {
+		if _, err := l.load("0 64 mirror core 1 8 2 a 0 b 0 " + words); !errors.Is(err, blockdev.ErrInvalid) {
+			t.Errorf("%q: %v", words, err)
+		}
+	}
+}
