@@ -26,6 +26,7 @@ type Device struct {
 	dead    atomic.Bool           // the manager closes: requests that wait get an error
 	name    atomic.Pointer[string]
 	events  counter
+	count   counters
 	faults  atomic.Pointer[faults]         // changes under faultMu; nil without rules
 	stats   atomic.Pointer[[]*statsRegion] // changes under mu; nil without regions
 

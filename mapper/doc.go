@@ -34,7 +34,8 @@
 //  1. A request does all its work under one table: a table is swapped only
 //     while no request is inside.
 //  2. The way of a request through an active device takes no lock and makes no
-//     allocation: one addition to enter the gate, one to leave it.
+//     allocation: one addition to enter the gate, one to leave it, and those that
+//     count it.
 //  3. A flush reaches every target, also after an error of one (promise 1). For
 //     tables of targets that keep nothing themselves each distinct lower device
 //     is flushed once. An error of a flush that nobody waited for is kept for

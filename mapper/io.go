@@ -44,10 +44,14 @@ func (d *Device) again(err error) bool {
 // read fills p from off; the range lies inside the device. It returns the bytes
 // read before the first error.
 func (d *Device) read(ctx context.Context, p []byte, off int64) (done int, err error) {
+	start := d.count.begin()
 	if f := d.faults.Load(); f != nil {
-		return f.read(ctx, p, off)
+		done, err = f.read(ctx, p, off)
+	} else {
+		done, err = d.readLive(ctx, p, off)
 	}
-	return d.readLive(ctx, p, off)
+	d.count.end(&d.count.reads, start, int64(done), err)
+	return done, err
 }
 
 func (d *Device) readLive(ctx context.Context, p []byte, off int64) (done int, err error) {
@@ -83,10 +87,14 @@ func (d *Device) readOnce(ctx context.Context, p []byte, off int64) (done int, e
 }
 
 func (d *Device) write(ctx context.Context, p []byte, off int64, fua bool) (done int, err error) {
+	start := d.count.begin()
 	if f := d.faults.Load(); f != nil {
-		return f.write(ctx, p, off, fua)
+		done, err = f.write(ctx, p, off, fua)
+	} else {
+		done, err = d.writeLive(ctx, p, off, fua)
 	}
-	return d.writeLive(ctx, p, off, fua)
+	d.count.end(&d.count.writes, start, int64(done), err)
+	return done, err
 }
 
 func (d *Device) writeLive(ctx context.Context, p []byte, off int64, fua bool) (done int, err error) {
@@ -126,11 +134,15 @@ func (d *Device) writeOnce(ctx context.Context, p []byte, off int64, fua bool) (
 
 // Flush returns when every write answered before the call is durable
 // (promise 1).
-func (d *Device) Flush(ctx context.Context) error {
+func (d *Device) Flush(ctx context.Context) (err error) {
+	start := d.count.begin()
 	if f := d.faults.Load(); f != nil {
-		return f.flush(ctx)
+		err = f.flush(ctx)
+	} else {
+		err = d.flushLive(ctx)
 	}
-	return d.flushLive(ctx)
+	d.count.end(&d.count.flushes, start, 0, err)
+	return err
 }
 
 func (d *Device) flushLive(ctx context.Context) error {
@@ -156,11 +168,15 @@ func (d *Device) flushOnce(ctx context.Context) error {
 }
 
 // zero makes a range inside the device read as zeros.
-func (d *Device) zero(ctx context.Context, off, n int64, unmap bool) error {
+func (d *Device) zero(ctx context.Context, off, n int64, unmap bool) (err error) {
+	start := d.count.begin()
 	if f := d.faults.Load(); f != nil {
-		return f.zero(ctx, off, n, unmap)
+		err = f.zero(ctx, off, n, unmap)
+	} else {
+		err = d.zeroLive(ctx, off, n, unmap)
 	}
-	return d.zeroLive(ctx, off, n, unmap)
+	d.count.end(&d.count.writes, start, bytesDone(n, err), err)
+	return err
 }
 
 func (d *Device) zeroLive(ctx context.Context, off, n int64, unmap bool) error {
@@ -171,11 +187,15 @@ func (d *Device) zeroLive(ctx context.Context, off, n int64, unmap bool) error {
 
 // discard tells the targets that a range inside the device is not needed. It is
 // offered only when all of them take it.
-func (d *Device) discard(ctx context.Context, off, n int64) error {
+func (d *Device) discard(ctx context.Context, off, n int64) (err error) {
+	start := d.count.begin()
 	if f := d.faults.Load(); f != nil {
-		return f.discard(ctx, off, n)
+		err = f.discard(ctx, off, n)
+	} else {
+		err = d.discardLive(ctx, off, n)
 	}
-	return d.discardLive(ctx, off, n)
+	d.count.end(&d.count.discards, start, bytesDone(n, err), err)
+	return err
 }
 
 func (d *Device) discardLive(ctx context.Context, off, n int64) error {

@@ -14,6 +14,7 @@ func peopleCommands(a *app) []*cobra.Command {
 		newJobsCommand(a),
 		newDiscardCommand(a),
 		newFaultCommand(a),
+		newTopCommand(a),
 		newAttachCommand(a),
 		newDetachCommand(a),
 		newMountCommand(a),

@@ -41,6 +41,7 @@ func (s *Server) handlers() map[string]handler {
 		"POST /v1/device/discard": s.discard,
 		"POST /v1/device/flush":   s.flush,
 
+		"GET /v1/io":             s.ioCounts,
 		"GET /v1/faults":         s.allFaults,
 		"GET /v1/device/faults":  s.faults,
 		"POST /v1/device/faults": s.changeFaults,

@@ -52,6 +52,7 @@ type Server struct {
 	opts Options
 	log  logrus.FieldLogger
 	http http.Server
+	made time.Time
 
 	apply chan struct{} // holds one element while the steps of an apply run
 
@@ -76,7 +77,7 @@ func New(o Options) *Server {
 		l.SetOutput(nothing{})
 		o.Log = l
 	}
-	s := &Server{opts: o, log: o.Log, apply: make(chan struct{}, 1), done: make(chan struct{})}
+	s := &Server{opts: o, log: o.Log, made: time.Now(), apply: make(chan struct{}, 1), done: make(chan struct{})}
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ConnContext:       peerContext,
