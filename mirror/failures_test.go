@@ -320,6 +320,36 @@ func TestHeld_Limits(t *testing.T) {
 	tb.close()
 }
 
+// TestHeld_Age: a write that is held grows old whatever policies are changed, and a
+// hold time that is set later counts from when it was held.
+func TestHeld_Age(t *testing.T) {
+	tb, faults := failureLab(t, "core 1 8", " 1 handle_errors", Policies{})
+	faults["b"].SetText("write errno=EIO")
+	done := start(func() error { return doWrite(tb, 3) })
+	if a, err := tb.outcome(done, 0); a != held {
+		t.Fatal(a, err)
+	}
+	since := tb.Report().HeldSince
+	if since.IsZero() {
+		t.Error("no age is shown")
+	}
+	for _, words := range []string{"policy throttle=50", "policy hold-time=1h", "policy read-balance=load"} {
+		tb.message(words)
+	}
+	until(t, "the age is shown", func() bool { return tb.Report().HeldSeconds > 0.02 })
+	if r := tb.Report(); r.Held != 1 || !r.HeldSince.Equal(since) {
+		t.Errorf("%d writes are held since %v, one was since %v", r.Held, r.HeldSince, since)
+	}
+	tb.message("policy hold-time=10ms")
+	if err := result(t, done); kindOf(err) != ioError {
+		t.Errorf("after the hold time: %v", err)
+	}
+	if d := time.Since(since); d > limit/2 {
+		t.Errorf("it was held for %v", d)
+	}
+	tb.close()
+}
+
 // TestLogFailure_Core: by policy the mirror goes on without its log, and a
 // write that was held for the log goes on when the policy is set.
 func TestLogFailure_Core(t *testing.T) {

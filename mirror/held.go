@@ -24,15 +24,18 @@ func (m *mirror) hold(ctx context.Context) error {
 	h := &hold{since: time.Now()}
 	m.held[h] = struct{}{}
 	defer delete(m.held, h)
-	limit := m.policies.HoldTime
-	released := m.released
-	m.mu.Unlock()
-	err := waitLimit(ctx, released, limit)
-	m.mu.Lock()
-	if err != nil {
-		return err
+	for again := m.redo; ; {
+		limit, released := m.policies.HoldTime, m.released
+		m.mu.Unlock()
+		err := waitLimit(ctx, released, h.since, limit)
+		m.mu.Lock()
+		if err == nil {
+			err = m.heldLocked()
+		}
+		if err != nil || m.redo != again {
+			return err
+		}
 	}
-	return m.heldLocked()
 }
 
 // heldLocked is the answer to a held write while the mirror is suspended, nil
@@ -47,17 +50,24 @@ func (m *mirror) heldLocked() error {
 	return fmt.Errorf("%w: mirror: a held write, and the device is suspended", blockdev.ErrIO)
 }
 
-// releaseLocked lets held writes look again.
+// redoLocked has held writes done again.
+func (m *mirror) redoLocked() {
+	m.redo++
+	m.releaseLocked()
+}
+
+// releaseLocked lets held writes look whether they are to wait on.
 func (m *mirror) releaseLocked() {
 	close(m.released)
 	m.released = make(chan struct{})
 }
 
-// waitLimit waits for a channel to be closed; a limit of 0 is none.
-func waitLimit(ctx context.Context, done <-chan struct{}, limit time.Duration) error {
+// waitLimit waits for a channel to be closed, for a limit from since on; 0 is
+// none.
+func waitLimit(ctx context.Context, done <-chan struct{}, since time.Time, limit time.Duration) error {
 	var late <-chan time.Time
 	if limit > 0 {
-		t := time.NewTimer(limit)
+		t := time.NewTimer(limit - time.Since(since))
 		defer t.Stop()
 		late = t.C
 	}

@@ -79,6 +79,9 @@ func (m *mirror) changePolicies(words []string) error {
 		}
 	}
 	if len(words) > 0 {
+		if p.LogFailure != m.policies.LogFailure {
+			m.redo++
+		}
 		m.setPolicies(p)
 		m.releaseLocked()
 		m.loops.wake(loopRecover)

@@ -113,6 +113,7 @@ type mirror struct {
 	noflush      bool // how
 	held         map[*hold]struct{}
 	released     chan struct{} // closed when held writes are to look again
+	redo         uint64        // how often they were to be done again
 	rec          recovery
 	work         work
 	keepDirty    bool // a resync begins: no bit is set to clean

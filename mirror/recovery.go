@@ -103,7 +103,7 @@ func (m *mirror) noticeSyncLocked() {
 	m.inSync, m.flushFailure = true, false
 	m.clearMarksLocked()
 	m.env.Event()
-	m.releaseLocked()
+	m.redoLocked()
 }
 
 // startRunLocked takes the next regions out of sync and copies them, at once or
