@@ -44,9 +44,7 @@ func (d *dm) onlyKey(args []string) (control.Key, error) {
 	return d.argKey("", false)
 }
 
-func (d *dm) suspend(args []string) error { return d.simple(args, control.Step{Op: control.OpSuspend}) }
-func (d *dm) resume(args []string) error  { return d.simple(args, control.Step{Op: control.OpResume}) }
-func (d *dm) clear(args []string) error   { return d.simple(args, control.Step{Op: control.OpClear}) }
+func (d *dm) clear(args []string) error { return d.simple(args, control.Step{Op: control.OpClear}) }
 
 // The tries of remove --retry (libdevmapper: DM_RETRY_USLEEP_DELAY).
 const (
@@ -155,7 +153,7 @@ func (d *dm) wipeKey(key control.Key) error {
 		d.o.set("noflush", "")
 		d.o.set("nolockfs", "")
 	}
-	if err := d.simpleKey(key, control.Step{Op: control.OpResume}); err != nil {
+	if err := d.resumeKey(key); err != nil {
 		if err := d.simpleKey(key, control.Step{Op: control.OpClear}); err != nil {
 			d.say(err)
 		}

@@ -49,6 +49,9 @@ type freezer struct {
 	command []string // the program with its first arguments
 	env     []string
 	lock    string // a file that is locked while the freeze lasts: one command at a time; empty for none
+
+	// until makes a freeze that can outlive the command; nil for none.
+	until *resumption
 }
 
 // frozen is a freeze that is in force.
@@ -59,7 +62,7 @@ type frozen struct {
 	synced []frozenFS   // those that know no freeze
 	others map[int]bool // index of those that somebody else had frozen
 	cmd    *exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
 	lines  chan string // what the holder says; closed when it is gone
 }
 
@@ -99,9 +102,13 @@ func (f freezer) freeze(ctx context.Context, list []frozenFS, limit time.Duratio
 // it, with the roots as descriptors from 3 on.
 func (z *frozen) start(f freezer, limit time.Duration) error {
 	z.cmd = exec.Command(f.command[0], append(f.command[1:], limit.String(), strconv.Itoa(len(z.dirs)))...)
+	z.cmd.Args = append(z.cmd.Args, f.until.args()...)
 	z.cmd.Env = append(os.Environ(), f.env...)
 	z.cmd.ExtraFiles = z.dirs
-	if z.lock != nil {
+	switch {
+	case f.until != nil: // the lock is for the moment of freezing only
+		z.cmd.ExtraFiles = append(slices.Clone(z.dirs), f.until.record)
+	case z.lock != nil:
 		z.cmd.ExtraFiles = append(slices.Clone(z.dirs), z.lock)
 	}
 	z.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -255,7 +262,7 @@ func thawFD(fd uintptr) error   { return unix.IoctlSetInt(int(fd), ioctlThaw, 0)
 // are the descriptors from 3 on, says so, and thaws them when in reaches its
 // end (the command closed it or is gone), the limit passes, or a signal comes.
 func holdFrozen(args []string, in io.Reader, out io.Writer) int {
-	limit, count, err := holdArgs(args)
+	limit, count, until, err := holdArgs(args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "dmfuse "+holdVerb+":", err)
 		return exitUsage
@@ -265,7 +272,10 @@ func holdFrozen(args []string, in io.Reader, out io.Writer) int {
 	signal.Notify(term, syscall.SIGTERM)
 	gone := make(chan struct{})
 	go func() { // ends with the process at the latest
-		_, _ = io.Copy(io.Discard, in)
+		told, _ := io.ReadAll(in)
+		if string(told) == sayStay {
+			until.await()
+		}
 		close(gone)
 	}()
 	var done []uintptr
@@ -301,19 +311,25 @@ func holdFrozen(args []string, in io.Reader, out io.Writer) int {
 	case <-time.After(limit):
 	}
 	thaw()
+	until.forget()
 	fmt.Fprintln(out, word)
 	return exitDone
 }
 
-// holdArgs reads the limit and the number of descriptors.
-func holdArgs(args []string) (time.Duration, int, error) {
-	if len(args) != 2 {
-		return 0, 0, errors.New("this verb is for dmfuse itself")
+// holdArgs reads the limit, the number of descriptors, and until when a freeze
+// is held that outlives its command.
+func holdArgs(args []string) (limit time.Duration, count int, until resumption, err error) {
+	if len(args) != 2 && len(args) != 2+resumptionArgs {
+		return 0, 0, until, errors.New("this verb is for dmfuse itself")
 	}
-	limit, err := time.ParseDuration(args[0])
-	if err != nil {
-		return 0, 0, err
+	if limit, err = time.ParseDuration(args[0]); err != nil {
+		return 0, 0, until, err
 	}
-	count, err := strconv.Atoi(args[1])
-	return limit, count, err
+	if count, err = strconv.Atoi(args[1]); err != nil {
+		return 0, 0, until, err
+	}
+	if len(args) > 2 {
+		until, err = readResumption(args[2:])
+	}
+	return limit, count, until, err
 }
