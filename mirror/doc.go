@@ -32,6 +32,26 @@
 //  7. A region that fell out of sync in the life of a target stays so until it
 //     was recovered, whatever the table says at the next resume.
 //
+// # The leg record
+//
+// A mirror with the feature leg_record knows which legs can be trusted: a leg is
+// in (has all that was answered), filling (is being copied to) or dropped. The
+// record lies beside the legs and the log; docs/formats.md says what is written in
+// which order and what copies that differ mean.
+//
+//  8. A leg on which a write or flush failed is dropped durably before the answer
+//     (promise 4), the last leg that is in excepted. Success means that all legs
+//     that are in have it.
+//  9. A region is in sync when all legs that are in or filling are equal. It is
+//     alike when those that are in are; only the first is in the log.
+//  10. Writes to a region in sync go to the legs that are in or filling, others to
+//     those that are in. Reads take any leg that is in where the region is alike,
+//     else the source, which is the first of them.
+//  11. Where a region is alike a copy goes to the legs that are filled only, else
+//     to all. One that began before a leg came or went does not count.
+//  12. Before the record says that a leg is filling, its area is out of sync in the
+//     log; before it says that it is in again, all legs are flushed.
+//
 // # Region states
 //
 //	not in the table  in sync, or out of sync, as the log says
@@ -62,15 +82,16 @@
 //
 // # Locks
 //
-//	mirror.mu    regions, recovery, marks, held writes
-//	  dirtyLog.mu  bits, what of them is to be written
+//	keeper.mu      the leg record; held while its copies are written
+//	  mirror.mu      regions, recovery, marks, held writes
+//	    dirtyLog.mu    bits, what of them is to be written
 //
-// Neither is held during I/O. The reader takes none. Env.Event is called with
+// The last two are not held during I/O. The reader takes none. Env.Event is called with
 // mirror.mu or dirtyLog.mu held.
 //
 // # Failure
 //
 // Errors of legs are answered by the table in docs/targets/mirror.md, by the
-// features handle_errors and keep_log. A log that fails stays failed until the
+// features handle_errors, keep_log and leg_record. A log that fails stays failed until the
 // table is replaced.
 package mirror

@@ -75,6 +75,10 @@ func (m *mirror) failLegLocked(i int, t errorType, why error) {
 		return
 	}
 	m.log().WithError(why).Warnf("leg %d, %s, failed", i, l.dev.Name())
+	if m.keep != nil { // whether it is dropped is decided by who called
+		m.env.Event()
+		return
+	}
 	if !m.params.handleErrors {
 		return
 	}
