@@ -215,6 +215,12 @@ func (m *machine) blkCommand(ctx context.Context, args []string) blkReply {
 		return blkReply{Err: err.Error(), Code: 1}
 	}
 	n := fields(args[2:])
+	if args[0] != "open" && args[0] != "close" { // as a program of its own
+		if err := d.Open(args[0] == "write" || args[0] == "discard"); err != nil {
+			return blkEnd("open", err)
+		}
+		defer d.Release()
+	}
 	switch args[0] {
 	case "open":
 		return blkEnd("open", d.Open(false))
