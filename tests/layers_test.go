@@ -44,6 +44,8 @@ var layers = []layer{
 		"targets know neither each other nor the mapper"},
 	{"target/clone", []string{"target", "kcopyd", "blockdev"}, []string{"github.com/sirupsen/logrus"},
 		"targets know neither each other nor the mapper"},
+	{"replay", []string{"target/fault", "blockdev"}, nil,
+		"reads what the target log-writes wrote; needs no daemon"},
 	{"target", []string{"blockdev"}, []string{"github.com/sirupsen/logrus"},
 		"the contract; logrus for the type of Env.Log only"},
 	{"snapshot/...", []string{"target", "kcopyd", "blockdev", "snapshot/..."}, []string{"github.com/sirupsen/logrus", "golang.org/x/sys"},

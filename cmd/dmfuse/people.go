@@ -15,6 +15,7 @@ func peopleCommands(a *app) []*cobra.Command {
 		newDiscardCommand(a),
 		newFaultCommand(a),
 		newTopCommand(a),
+		newReplayCommand(a),
 		newAttachCommand(a),
 		newDetachCommand(a),
 		newMountCommand(a),
