@@ -23,10 +23,19 @@ import (
 func TestScripts(t *testing.T) {
 	harness.RequireRoot(t)
 	harness.RequireFUSE(t)
+	runScripts(t, "testdata/*.txtar", harness.TempDir(t))
+}
+
+// runScripts runs the transcripts that a pattern names, in directories below dir.
+func runScripts(t *testing.T, pattern, dir string) {
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %d files, %v", pattern, len(files), err)
+	}
 	bin := filepath.Dir(harness.Binary(t))
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
-		WorkdirRoot:         harness.TempDir(t),
+		Files:               files,
+		WorkdirRoot:         dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("DMFUSE_UPDATE") != "",
