@@ -122,6 +122,11 @@ func (b *builder) make(typ target.Type, l Line) error {
 				t.dev.targetEvent()
 			}
 		},
+		Tell: func(text string) {
+			if t.live.Load() {
+				t.dev.report(EventTarget, text)
+			}
+		},
 		Log: b.d.m.log.WithFields(logrus.Fields{"device": b.d.Name(), "target": typ.Name}),
 	}
 	tgt, err := typ.New(env, l.Args)

@@ -48,7 +48,7 @@ func (o *origin) enter() []*snapshot {
 	}
 	list := make([]*snapshot, 0, len(o.snaps))
 	for _, s := range o.snaps {
-		if !s.active.Load() || s.core.Load() == nil {
+		if s.merging || !s.active.Load() || s.core.Load() == nil {
 			continue
 		}
 		s.mu.Lock()

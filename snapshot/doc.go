@@ -1,5 +1,5 @@
-// Package snapshot has the targets snapshot and snapshot-origin: a writable
-// point-in-time view of a device, in the kernel's own on-disk format.
+// Package snapshot has the targets snapshot, snapshot-origin and snapshot-merge:
+// a writable point-in-time view of a device, in the kernel's own on-disk format.
 //
 // # Words
 //
@@ -24,16 +24,24 @@
 //     first barrier. A new store has an empty area, durably, before it has a
 //     header. (Promise 3, and promise 1: a flush of the snapshot has nothing to
 //     do but flush the COW device.)
+//
 //  2. An origin write reaches the origin only when every active snapshot has a
 //     completed exception for each chunk it touches, or is invalid, durably.
 //     A pending exception does not count, whoever made it. (Promise 2.)
+//
 //  3. A write to a snapshot is answered when its exceptions are durable.
+//
 //  4. A snapshot that lost something becomes invalid before the origin goes on,
 //     in memory and on the disk, and stays so for ever. It never fails the
 //     origin. (Promise 5.)
+//
 //  5. A read of the snapshot returns data of the snapshot however origin writes
 //     overtake it: the exceptions are looked at again after the origin was
 //     read. It waits for nobody, and nobody waits for it.
+//
+//  6. A merge takes exceptions out of the log from its end, durably, when what
+//     they stand for is durable on the origin and before anybody writes there.
+//     Until then writes to these chunks wait.
 //
 // # Group commit
 //
@@ -80,6 +88,7 @@
 //	      exceptions.mu
 //	  health.mu
 //	  copier.mu
+//	  mergeTarget.mu, mergeRanges.mu
 //
 // No lock is held during I/O on a device, save that the size of a COW device
 // without room is asked for under snapshot.mu. The gate and the leadership of a

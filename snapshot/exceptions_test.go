@@ -61,6 +61,18 @@ func TestExceptions_Model(t *testing.T) {
 				next++
 			}
 			x.insert(es)
+			if rapid.IntRange(0, 2).Draw(t, "remove") == 0 {
+				from := near(Chunk(rapid.Uint64().Draw(t, "from")))
+				if len(es) > 0 && rapid.Bool().Draw(t, "there") {
+					from = es[rapid.IntRange(0, len(es)-1).Draw(t, "which")].old
+				}
+				n := uint64(rapid.IntRange(1, 700).Draw(t, "count"))
+				x.remove(from, n)
+				for c := from; c < from+Chunk(n); c++ {
+					delete(model, c)
+				}
+				x.checkInvariants(t)
+			}
 		}
 		x.checkInvariants(t)
 		if x.chunks() != uint64(len(model)) {

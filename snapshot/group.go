@@ -32,6 +32,7 @@ type Hooks struct {
 	NoExceptionFlush bool // origin writes are let through before the exception is durable
 	NoAreaFlush      bool // a full area is written without a flush of the zeroed next one
 	NoInvalidFlush   bool // origin writes are let through before the header says invalid
+	NoMergeFlush     bool // exceptions are taken out before what was merged is durable
 }
 
 // Group links origins and their snapshots: they find each other by the
@@ -53,6 +54,7 @@ func NewGroup(o Options) *Group {
 func (g *Group) Types() []target.Type {
 	return []target.Type{
 		{Name: "snapshot", Version: [3]uint32{1, 16, 0}, Usage: usageSnapshot, New: g.newSnapshot},
+		{Name: "snapshot-merge", Version: [3]uint32{1, 5, 0}, Usage: usageSnapshot, New: g.newMerge},
 		{Name: "snapshot-origin", Version: [3]uint32{1, 9, 0}, Usage: usageOrigin, New: g.newOrigin},
 	}
 }

@@ -20,6 +20,9 @@ func (s *snapshot) register() (waits bool, err error) {
 	if from != nil && s.params.damaged {
 		return false, fmt.Errorf("%w: COW device %s is in use by a live snapshot", blockdev.ErrInvalid, s.cow.Name())
 	}
+	if s.merging && slices.ContainsFunc(s.o.snaps, func(other *snapshot) bool { return other.merging }) {
+		return false, fmt.Errorf("%w: a snapshot of the origin %s is being merged already", blockdev.ErrInvalid, s.source.Name())
+	}
 	s.o.snaps = append(slices.Clone(s.o.snaps), s)
 	return from != nil, nil
 }

@@ -27,12 +27,13 @@ var (
 // snapshot is the target snapshot: the origin as it was, plus what was written
 // to the snapshot since.
 type snapshot struct {
-	group  *Group
-	env    *target.Env
-	params params
-	source target.Lower // the origin device
-	cow    target.Lower // nil: it could not be opened after a restart
-	o      *origin
+	group   *Group
+	env     *target.Env
+	params  params
+	merging bool         // the store of a target snapshot-merge: origin writes make no copies in it
+	source  target.Lower // the origin device
+	cow     target.Lower // nil: it could not be opened after a restart
+	o       *origin
 
 	// core is nil while the target waits for a handover, after it has handed
 	// over, and when the store could not be read after a restart.
@@ -63,48 +64,71 @@ type core struct {
 	table *exceptions
 }
 
-// newSnapshot makes the target in the kernel's order of steps (kernel:
-// snapshot_ctr): words, devices, store and chunk size, registration, metadata.
+// newSnapshot makes the target.
 func (g *Group) newSnapshot(env *target.Env, args []string) (target.Target, error) {
-	p, err := parseParams(args, env.ReadOnly)
+	s, lost, err := g.prepareSnapshot(env, args, false)
 	if err != nil {
 		return nil, err
 	}
-	source, err := env.Open(p.origin, p.originMode(env))
-	if err != nil {
-		return nil, err
-	}
-	cow, lost := openCOW(env, p)
-	if lost != nil {
-		if !env.Restoring {
-			return nil, lost
-		}
-		cow = nil
-	}
-	if cow != nil && cow.ID() == source.ID() {
-		return nil, &target.ArgError{Index: 2, Text: p.cow, Want: "a COW device that is not the origin"}
-	}
-	s := &snapshot{group: g, env: env, params: p, source: source, cow: cow, pending: make(map[Chunk]*unit)}
-	if err := s.params.parseStore(args, s.blocks()); err != nil {
-		return nil, err
-	}
-	// The mapper checks this too, but only when a new store has been written
-	// (promise 7).
-	if size := blockdev.SectorsIn(source.Size()); size < env.Length {
-		return nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", uint64(env.Length), uint64(size))}
-	}
-	s.copier = copier{o: g.o}
-	s.o = g.hold(source.ID())
-	waits, err := s.register()
-	if err == nil && !waits {
-		err = s.open(lost)
-	}
-	if err != nil {
+	if err := s.enter(lost); err != nil {
 		s.unregister()
 		_ = s.o.release()
 		return nil, err
 	}
 	return s, nil
+}
+
+// prepareSnapshot does the first steps in the kernel's order (kernel:
+// snapshot_ctr): words, devices, store and chunk size. lost is the error of a
+// COW device that could not be opened after a restart. What it returns holds its
+// origin.
+func (g *Group) prepareSnapshot(env *target.Env, args []string, merging bool) (s *snapshot, lost, err error) {
+	p, err := parseParams(args, env.ReadOnly && !merging)
+	if err != nil {
+		return nil, nil, err
+	}
+	mode := p.originMode(env)
+	if merging {
+		mode = env.Mode()
+	}
+	source, err := env.Open(p.origin, mode)
+	if err != nil {
+		return nil, nil, err
+	}
+	cow, lost := openCOW(env, p)
+	if lost != nil {
+		if !env.Restoring {
+			return nil, nil, lost
+		}
+		cow = nil
+	}
+	if cow != nil && cow.ID() == source.ID() {
+		return nil, nil, &target.ArgError{Index: 2, Text: p.cow, Want: "a COW device that is not the origin"}
+	}
+	s = &snapshot{group: g, env: env, params: p, source: source, cow: cow, merging: merging, pending: make(map[Chunk]*unit)}
+	if err := s.params.parseStore(args, s.blocks()); err != nil {
+		return nil, nil, err
+	}
+	if merging && !s.params.persistent {
+		return nil, nil, &target.ArgError{Index: 3, Text: args[2], Want: "a store that can be merged: P or PO"}
+	}
+	// The mapper checks this too, but only when a new store has been written
+	// (promise 7).
+	if size := blockdev.SectorsIn(source.Size()); size < env.Length {
+		return nil, nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", uint64(env.Length), uint64(size))}
+	}
+	s.copier = copier{o: g.o}
+	s.o = g.hold(source.ID())
+	return s, lost, nil
+}
+
+// enter does the other steps: registration, metadata.
+func (s *snapshot) enter(lost error) error {
+	waits, err := s.register()
+	if err == nil && !waits {
+		err = s.open(lost)
+	}
+	return err
 }
 
 // originMode is read-only, unless discards are passed down.

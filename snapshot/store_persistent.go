@@ -26,7 +26,12 @@ type persistent struct {
 	nextFree Chunk  // guarded by mu of the snapshot
 	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
 
-	area atomic.Uint64 // the area that is not full; written by commit only
+	area atomic.Uint64 // the area that is not full; written by commit and drop only
+
+	// left is the number of entries, plus 1, when the last thing done was taking
+	// some out: usage is counted from what is left then, as if it had no holes
+	// (kernel: persistent_commit_merge). Else 0.
+	left atomic.Uint64
 
 	// The rest belongs to the one who commits.
 
@@ -82,6 +87,10 @@ func (s *persistent) skipArea(c Chunk) Chunk {
 }
 
 func (s *persistent) used() (all, metadata uint64) {
+	if k := s.left.Load(); k > 0 {
+		a, n := (k-1)/s.perArea, (k-1)%s.perArea
+		return uint64(s.layout.area(a)) + n + 1, a + 2
+	}
 	return uint64(s.nextFree), s.area.Load() + 2
 }
 
@@ -145,6 +154,7 @@ func (s *persistent) invalidate(cow blockdev.Device) error {
 
 // commit is the commit point: rule 1 of the package.
 func (s *persistent) commit(cow blockdev.Device, es []exception) (done int, err error) {
+	s.left.Store(0)
 	for len(es) > 0 {
 		n := min(uint64(len(es)), s.perArea-s.committed)
 		if err := s.commitToArea(cow, es[:n], done == 0); err != nil {

@@ -64,6 +64,10 @@ type Env struct {
 	// It may be called from any goroutine and with locks held.
 	Event func()
 
+	// Tell lets those who follow the events know, without raising the number: the
+	// kernel is silent there. Nil: nobody follows. It may be called as Event may.
+	Tell func(text string)
+
 	// Log takes what a person should know; fields device and target are set.
 	Log logrus.FieldLogger
 }

@@ -36,9 +36,6 @@ type commandStep struct {
 	RC                  int
 }
 
-// otherSequences need types of targets that are not made yet.
-var otherSequences = []string{"merge-states", "merge-failed"}
-
 // differences are the steps that are not to be as recorded, with the reason.
 // A step that does not differ although it stands here fails the test.
 var differences = map[string]string{
@@ -78,9 +75,6 @@ func TestCommandVectors(t *testing.T) {
 		t.Errorf("%d sequences, the recordings have 24", len(v.Sequences))
 	}
 	for _, s := range v.Sequences {
-		if slices.Contains(otherSequences, s.Name) {
-			continue
-		}
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, map[uint32]int64{0: 4096, 1: 4096, 2: 2048, 3: 40}, map[uint32]int64{0: 1, 1: 2})
@@ -200,11 +194,6 @@ func tableMachine(t *testing.T) *machine {
 	return m
 }
 
-// needsLater says whether a table names a type of target that is not made yet.
-func needsLater(table string) bool {
-	return regexp.MustCompile(`\bsnapshot-merge\b`).MatchString(table)
-}
-
 // TestTableVectors: tables that the kernel takes give its texts.
 func TestTableVectors(t *testing.T) {
 	var v struct {
@@ -223,9 +212,6 @@ func TestTableVectors(t *testing.T) {
 	readVectors(t, "tables.json", &v)
 	ran := 0
 	for _, c := range v.Cases {
-		if needsLater(c.Table) {
-			continue
-		}
 		ran++
 		m := tableMachine(t)
 		got := m.run("", "dmsetup", "create", "t", "--table", c.Table)
@@ -280,9 +266,6 @@ func TestBadTableVectors(t *testing.T) {
 	readVectors(t, "bad-tables.json", &v)
 	ran := 0
 	for _, c := range v.Cases {
-		if needsLater(c.Table) {
-			continue
-		}
 		if strings.HasSuffix(c.Table, "error_reads") { // flakey has the features of newer kernels
 			c.RC, c.Stderr, c.KernelTable, c.KernelStatus = 0, "", c.Table+"\n", "0 1024 flakey \n"
 		}

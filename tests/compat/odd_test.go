@@ -148,9 +148,6 @@ func TestLayout(t *testing.T) {
 	}
 	book := newLedger(t, "layout")
 	for _, c := range layout.Cases {
-		if namesLater(c.Table) {
-			continue
-		}
 		t.Run(c.Name, func(t *testing.T) {
 			lab := newLab(t)
 			for i := range int64(3) {

@@ -9,9 +9,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/tests/harness"
 )
 
 // vector is one recording of testdata/snapshot.
@@ -66,21 +71,94 @@ func replay(t *testing.T, book *ledger, name, dir string) {
 	for _, d := range v.Devices {
 		lab.device(d.Node, initial(t, d.Initial, d.Sectors))
 	}
+	merging := false
 	for i, s := range v.Steps {
+		switch {
+		case s.At == "merge" && !merging:
+			merging = true
+			compareImages(t, book, lab, v, name, dir, "-before")
+		case s.At == "merged":
+			lab.mergeEnds("org")
+		}
 		got, what := lab.step(v, s)
 		id := fmt.Sprintf("%s/%d %s %s", name, i, s.At, what)
+		if merging && s.At != "merged" {
+			// How far it is depends on the moment, and on the speed.
+			got.stdout, s.Stdout = progress.ReplaceAllString(got.stdout, "N/$2 N"), progress.ReplaceAllString(s.Stdout, "N/$2 N")
+		}
 		book.equal(t, id+" stdout", got.stdout, s.Stdout)
 		book.equal(t, id+" stderr", got.stderr, s.Stderr)
 		book.equal(t, id+" rc", fmt.Sprint(got.rc), fmt.Sprint(s.RC))
 	}
+	compareImages(t, book, lab, v, name, dir, "")
+}
+
+// progress is the usage in the status of a snapshot.
+var progress = regexp.MustCompile(`(?m)\b(\d+)/(\d+) (\d+)$`)
+
+// compareImages compares the devices with the images of that moment.
+func compareImages(t *testing.T, book *ledger, lab *lab, v vector, name, dir, moment string) {
+	t.Helper()
 	for _, image := range slices.Sorted(maps.Keys(v.Images)) {
-		want := unzip(t, filepath.Join(dir, image))
-		if hash(want) != v.Images[image].SHA256 {
-			t.Fatalf("%s: damaged", image)
-		}
 		device := strings.TrimSuffix(image, ".img.gz")
-		got := lab.content(v.Devices[device].Node)
-		book.equal(t, name+"/image "+device, imageDiff(got, want), "")
+		device, at, _ := strings.Cut(device, "-")
+		if "-"+at != moment && at != moment {
+			continue
+		}
+		book.equal(t, name+"/image "+device+moment, imageDiff(lab.content(v.Devices[device].Node), recorded(t, v, dir, image)), "")
+	}
+}
+
+// recorded is an image of a recording.
+func recorded(t *testing.T, v vector, dir, image string) []byte {
+	t.Helper()
+	b := unzip(t, filepath.Join(dir, image))
+	if hash(b) != v.Images[image].SHA256 {
+		t.Fatalf("%s: damaged", image)
+	}
+	return b
+}
+
+// mergeEnds waits until the merge of a device is done.
+func (l *lab) mergeEnds(name string) {
+	l.t.Helper()
+	if !harness.Poll(10*time.Second, func() bool {
+		d, err := l.m.Device(mapper.ByName(name))
+		return err != nil || len(d.Jobs()) == 0
+	}) {
+		l.t.Fatalf("the merge of %s does not end", name)
+	}
+}
+
+// TestMergesOfTheKernelGoOn takes over merges that the kernel was stopped in.
+func TestMergesOfTheKernelGoOn(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/snapshot/merge-part-*")
+	if err != nil || len(dirs) < 3 {
+		t.Fatalf("%d recordings, %v", len(dirs), err)
+	}
+	book := newLedger(t, "merge")
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			var v vector
+			readJSON(t, filepath.Join(dir, "vector.json"), &v)
+			lab := newLab(t)
+			for name, d := range v.Devices {
+				lab.device(d.Node, recorded(t, v, dir, name+"-part.img.gz"))
+			}
+			slow := slices.IndexFunc(v.Steps, func(s step) bool { return s.At == "merge" })
+			lab.step(v, v.Steps[slow]) // it takes the first number
+			from := slices.IndexFunc(v.Steps, func(s step) bool { return s.At == "part-as-snapshot" })
+			for i, s := range v.Steps[from:] {
+				if s.At == "merged" {
+					lab.mergeEnds("org")
+				}
+				got, what := lab.step(v, s)
+				id := fmt.Sprintf("merge/%s/%d %s", filepath.Base(dir), from+i, what)
+				book.equal(t, id+" stdout", got.stdout, s.Stdout)
+				book.equal(t, id+" rc", fmt.Sprint(got.rc), fmt.Sprint(s.RC))
+			}
+			compareImages(t, book, lab, v, "merge/"+filepath.Base(dir), dir, "")
+		})
 	}
 }
 

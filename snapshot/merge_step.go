@@ -1,0 +1,244 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/kcopyd"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+// mergeBytes is about how much one step merges: as many chunks as share the two
+// barriers of a step. Writes to them wait until the step is done.
+const mergeBytes = 4 << 20
+
+// maxMergeEntries bounds the list of a step with small chunks.
+const maxMergeEntries = 4096
+
+// step merges up to n of the exceptions that stand last in the log (kernel:
+// snapshot_merge_next_chunks): all other snapshots are made safe → the data is
+// copied to the origin → barrier → the exceptions are taken out of the store →
+// barrier → writes to the chunks go to the origin. finished tells that none is
+// left.
+//
+// A crash before the exceptions are gone repeats the copy; nobody has written to
+// the chunks since.
+func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error) {
+	c := m.s.core.Load()
+	st, ok := c.store.(*persistent)
+	if !ok {
+		return false, errors.New("the store cannot be merged")
+	}
+	es, err := st.last(m.s.cow, n)
+	if err != nil {
+		return false, fmt.Errorf("reading exceptions: %w", err)
+	}
+	if len(es) == 0 {
+		return true, nil
+	}
+	pairs := mergePairs(c, es)
+	runs := mergeRuns(pairs)
+	if err := m.s.o.gate.enter(ctx); err != nil {
+		return false, err
+	}
+	defer m.s.o.gate.leave()
+	for _, r := range runs {
+		end := m.s.sourceEnd(c.offset(r.end()))
+		if err := m.s.o.copyOut(ctx, c.offset(r.first), end); err != nil { // rule 2
+			return false, err
+		}
+	}
+	b := m.ranges.begin(runs)
+	err = m.merge(c, st, pairs, len(es))
+	if err == nil {
+		for _, r := range runs {
+			c.table.remove(r.first, r.n)
+		}
+		m.done.Add(int64(len(es)) << c.shift)
+	}
+	if n > 1 {
+		m.ranges.end(b, nil) // tried again, in smaller steps
+	} else {
+		m.ranges.end(b, err)
+	}
+	return false, err
+}
+
+// mergePairs are the exceptions in order of their old chunks, without those that
+// do not count: the first one of a chunk is in the table, a later one in the log
+// was never read.
+func mergePairs(c *core, es []exception) []exception {
+	es = slices.Clone(es)
+	es = slices.DeleteFunc(es, func(e exception) bool {
+		to, _, ok := c.table.find(e.old)
+		return !ok || to != min(e.new, maxNew)
+	})
+	slices.SortFunc(es, func(a, b exception) int { return cmp.Compare(a.old, b.old) })
+	return slices.Compact(es)
+}
+
+// mergeRuns are the old chunks of es.
+func mergeRuns(es []exception) []chunkRun {
+	var runs []chunkRun
+	for _, e := range es {
+		if k := len(runs) - 1; k >= 0 && runs[k].end() == e.old {
+			runs[k].n++
+			continue
+		}
+		runs = append(runs, chunkRun{e.old, 1})
+	}
+	return runs
+}
+
+// merge copies, and then drops the last n exceptions of the store.
+func (m *mergeTarget) merge(c *core, st *persistent, es []exception, n int) error {
+	if err := m.copyBack(c, es); err != nil {
+		return err
+	}
+	if !m.s.group.o.Hooks.NoMergeFlush {
+		if err := m.s.source.Flush(); err != nil { // barrier: the data before the exceptions go
+			return fmt.Errorf("flush of the origin: %w", err)
+		}
+	}
+	if err := st.drop(m.s.cow, n); err != nil { // barrier: the exceptions before anybody writes
+		return fmt.Errorf("writing exceptions: %w", err)
+	}
+	m.s.mu.Lock()
+	st.forget(n)
+	m.s.mu.Unlock()
+	return nil
+}
+
+// copyBack copies chunks from the COW device to the origin, neighbours in one
+// copy, and waits for all of them.
+func (m *mergeTarget) copyBack(c *core, es []exception) error {
+	var jobs []*kcopyd.Job
+	results := make(chan bool, len(es))
+	for len(es) > 0 {
+		k := inRow(es)
+		start := c.offset(es[0].old)
+		if n := m.s.sourceEnd(c.offset(es[0].old+Chunk(k))) - start; n > 0 {
+			count := blockdev.SectorsIn(n)
+			jobs = append(jobs, m.copies.Copy(
+				kcopyd.Region{Dev: m.s.cow, Start: blockdev.SectorsIn(c.offset(es[0].new)), Count: count},
+				[]kcopyd.Region{{Dev: m.s.source, Start: blockdev.SectorsIn(start), Count: count}}, 0,
+				func(read bool, write uint64) { results <- read || write != 0 }))
+		}
+		es = es[k:]
+	}
+	failed := false
+	for range jobs {
+		failed = <-results || failed
+	}
+	if !failed {
+		return nil
+	}
+	for _, j := range jobs {
+		if err := j.Err(); err != nil {
+			return fmt.Errorf("copying to the origin: %w", err)
+		}
+	}
+	return fmt.Errorf("%w: copying to the origin", blockdev.ErrIO)
+}
+
+// run merges until all is done, something fails, or the target is suspended.
+// When a step fails it goes on with single chunks, so that as many are merged as
+// can be.
+func (m *mergeTarget) run(ctx context.Context) {
+	defer close(m.stopped)
+	n := 0
+	for {
+		if m.s.health.invalid.Load() || !m.waitPause(ctx) {
+			return
+		}
+		if n == 0 {
+			n = int(min(max(mergeBytes>>m.s.core.Load().shift, 1), maxMergeEntries))
+		}
+		finished, err := m.step(ctx, n)
+		m.rate.add(time.Now(), m.done.Load())
+		switch {
+		case finished:
+			m.finish()
+			return
+		case err != nil && ctx.Err() != nil && brokenOff(err):
+			return
+		case err != nil && n > 1:
+			n = 1
+		case err != nil:
+			m.fail(err)
+			return
+		}
+	}
+}
+
+// waitPause returns when the merge may go on, false when it is to stop.
+func (m *mergeTarget) waitPause(ctx context.Context) bool {
+	for {
+		m.mu.Lock()
+		ch := m.unpaused
+		m.mu.Unlock()
+		if ch == nil {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (m *mergeTarget) finish() {
+	if !m.finished.Swap(true) {
+		m.s.log().Info("the merge is finished: the origin has all of the snapshot")
+		m.notice("merge finished")
+	}
+}
+
+func (m *mergeTarget) fail(err error) {
+	m.failed.Store(true)
+	m.s.log().WithError(err).Error("the merge has failed; it is tried again when the device is suspended and resumed")
+	m.notice("merge failed: " + err.Error())
+}
+
+// notice tells those who follow the events. The event number stays, as the
+// kernel's does.
+func (m *mergeTarget) notice(text string) {
+	if m.s.env.Tell != nil {
+		m.s.env.Tell(text)
+	}
+}
+
+var _ target.Worker = (*mergeTarget)(nil)
+
+// Jobs tells of the merge while there is something left.
+func (m *mergeTarget) Jobs() []target.Job {
+	c := m.s.core.Load()
+	if c == nil || m.finished.Load() || m.s.health.invalid.Load() {
+		return nil
+	}
+	done := m.done.Load()
+	j := target.Job{
+		Kind: target.JobMerge, State: target.JobRunning,
+		Done: done, Total: done + int64(c.table.chunks())<<c.shift,
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	j.Started = m.started
+	switch {
+	case m.failed.Load():
+		j.State, j.Detail = target.JobFailed, "suspend and resume to try again"
+	case m.unpaused != nil:
+		j.State = target.JobPaused
+	case m.stop == nil:
+		j.State, j.Detail = target.JobPaused, "suspended"
+	default:
+		j.Rate = m.rate.perSecond(time.Now())
+	}
+	return []target.Job{j}
+}

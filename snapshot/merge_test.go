@@ -1,0 +1,442 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
+	"github.com/dmfuse/dmfuse/target"
+)
+
+func (tb *table) merge() *mergeTarget { return tb.Target.(*mergeTarget) }
+
+// paused loads a merge that does nothing by itself: tests call its steps.
+func (l *lab) paused(line string, changes ...change) *table {
+	l.t.Helper()
+	tb, err := l.load(line, changes...)
+	if err != nil {
+		l.t.Fatalf("load %q: %v", line, err)
+	}
+	if _, err := tb.merge().Message(context.Background(), []string{"pause"}); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := tb.resume(); err != nil {
+		l.t.Fatalf("resume %q: %v", line, err)
+	}
+	return tb
+}
+
+// stepOf is one step of up to n chunks.
+func (m *mergeTarget) stepOf(n int) (bool, error) { return m.step(context.Background(), n) }
+
+// goOn lets a paused merge run and waits until it has ended.
+func (tb *table) goOn() {
+	tb.l.t.Helper()
+	m := tb.merge()
+	if _, err := m.Message(context.Background(), []string{"continue"}); err != nil {
+		tb.l.t.Fatal(err)
+	}
+	select {
+	case <-m.stopped:
+	case <-soon(tb.l.t).Done():
+		tb.l.t.Fatal("the merge does not end")
+	}
+}
+
+// scattered makes a snapshot with exceptions in random order, some by writes to
+// the origin, and returns what it shows.
+func scattered(l *lab, size blockdev.Sector, chunk, writes int) (shown []byte) {
+	r := rand.New(rand.NewPCG(crashSeed, uint64(chunk)))
+	s := l.live(fmt.Sprintf("0 %d snapshot o c P %d", uint64(size), chunk))
+	o := l.live(fmt.Sprintf("0 %d snapshot-origin o", uint64(size)))
+	for i := range writes {
+		tb := []*table{s, o}[r.IntN(2)]
+		n := blockdev.Sector(r.IntN(8) + 1)
+		if err := tb.write(uint64(100+i), blockdev.Sector(r.IntN(int(size-n))), n); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	shown, err := s.read(0, size)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	s.close()
+	o.close()
+	return shown
+}
+
+// A merge makes the origin what the snapshot was, and leaves an empty store that
+// is valid.
+func TestMerge(t *testing.T) {
+	for _, chunk := range []int{1, 2, 8, 64} {
+		t.Run(fmt.Sprint(chunk), func(t *testing.T) {
+			const size = 1021 // the last chunk is short
+			l := newLab(t, Options{})
+			o := l.mem("o", size)
+			fill(t, o, oldSeed)
+			c := l.mem("c", 4096)
+			want := scattered(l, size, chunk, 200)
+			tb := l.paused(fmt.Sprintf("0 %d snapshot-merge o c P %d", size, chunk))
+			if got, err := tb.read(0, size); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("before the merge: %v %s", err, firstDifference(got, want))
+			}
+			tb.goOn()
+			if got := content(t, o); !bytes.Equal(got, want) {
+				t.Fatalf("the origin: %s", firstDifference(got, want))
+			}
+			if got, want := tb.line(target.StatusInfo), fmt.Sprintf("0 %d snapshot-merge %d/4096 %d", size, 2*chunk, 2*chunk); got != want {
+				t.Errorf("status %q, expected %q", got, want)
+			}
+			if tb.events != 0 {
+				t.Errorf("%d events, the kernel has none", tb.events)
+			}
+			if jobs := tb.merge().Jobs(); len(jobs) != 0 {
+				t.Errorf("jobs: %v", jobs)
+			}
+			tb.close()
+			if rep, err := CheckStore(c, size); err != nil || rep.Damaged() {
+				t.Errorf("check: %v %v", err, rep.Err())
+			}
+		})
+	}
+}
+
+// A merge that is stopped at any step leaves a store that reads the same as a
+// snapshot and as a merge, by tables that know nothing of it.
+func TestMerge_StoppedAtEachStep(t *testing.T) {
+	const size, chunk = 256, 1
+	for steps := 0; ; steps++ {
+		l := newLab(t, Options{})
+		o := l.mem("o", size)
+		fill(t, o, oldSeed)
+		l.mem("c", 1024)
+		want := scattered(l, size, chunk, 80)
+		tb := l.paused(fmt.Sprintf("0 %d snapshot-merge o c P %d", size, chunk))
+		finished := false
+		for range steps {
+			var err error
+			if finished, err = tb.merge().stepOf(7); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := tb.read(0, size)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("after %d steps: %v %s", steps, err, firstDifference(got, want))
+		}
+		tb.close()
+		for _, line := range []string{"snapshot o c P 1", "snapshot-merge o c P 1"} {
+			other := newLab(t, Options{})
+			other.devs = l.devs
+			again := other.live(fmt.Sprintf("0 %d %s", size, line))
+			got, err := again.read(0, size)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("after %d steps, as %s: %v %s", steps, line, err, firstDifference(got, want))
+			}
+			again.close()
+		}
+		if finished {
+			return
+		}
+	}
+}
+
+// Writes during a merge go where they belong; other snapshots of the origin do
+// not change.
+func TestMerge_WritesAndOtherSnapshots(t *testing.T) {
+	const size, chunk = 512, 4
+	l := newLab(t, Options{})
+	o := l.mem("o", size)
+	fill(t, o, oldSeed)
+	l.mem("c", 2048)
+	l.mem("d", 2048)
+	want := scattered(l, size, chunk, 100)
+	other := l.live(fmt.Sprintf("0 %d snapshot o d P 8", size))
+	before, err := other.read(0, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb := l.paused(fmt.Sprintf("0 %d snapshot-merge o c P %d", size, chunk))
+	stop := make(chan error, 1)
+	go func() {
+		r := rand.New(rand.NewPCG(1, 2))
+		for i := range 2000 {
+			n := blockdev.Sector(r.IntN(6) + 1)
+			at := blockdev.Sector(r.IntN(size - int(n)))
+			p := devtest.Pattern(uint64(5000+i), at, n)
+			if err := tb.Write(context.Background(), p, at.Bytes(), false); err != nil {
+				stop <- err
+				return
+			}
+			copy(want[at.Bytes():], p)
+			got, err := tb.read(at, n)
+			if err == nil && !bytes.Equal(got, p) {
+				err = errors.New("what was written does not read back")
+			}
+			if err != nil {
+				stop <- err
+				return
+			}
+		}
+		stop <- nil
+	}()
+	for {
+		finished, err := tb.merge().stepOf(3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if finished {
+			break
+		}
+	}
+	if err := <-stop; err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, o); !bytes.Equal(got, want) {
+		t.Errorf("the origin: %s", firstDifference(got, want))
+	}
+	if got, err := other.read(0, size); err != nil || !bytes.Equal(got, before) {
+		t.Errorf("the other snapshot: %v %s", err, firstDifference(got, before))
+	}
+	tb.close()
+	other.close()
+}
+
+// A merge takes the exceptions over from the snapshot that has them.
+func TestMerge_Handover(t *testing.T) {
+	l := newLab(t, Options{})
+	o := l.mem("o", 64)
+	fill(t, o, oldSeed)
+	l.mem("c", 512)
+	s := l.live("0 64 snapshot o c P 8")
+	if err := s.write(7, 3, 20); err != nil {
+		t.Fatal(err)
+	}
+	want, _ := s.read(0, 64)
+	m, err := l.load("0 64 snapshot-merge o c P 8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTable(t, m, "o c P 0")
+	if err := m.resume(); err == nil {
+		t.Fatal("resumed while the snapshot runs")
+	}
+	s.suspend()
+	if err := m.resume(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.read(0, 1); blockdev.Kind(err) != blockdev.ErrIO {
+		t.Errorf("the old table: %v", err)
+	}
+	<-m.merge().stopped
+	if got := content(t, o); !bytes.Equal(got, want) {
+		t.Errorf("the origin: %s", firstDifference(got, want))
+	}
+	s.close()
+	m.close()
+}
+
+// What the kernel refuses.
+func TestMerge_Refused(t *testing.T) {
+	l := newLab(t, Options{})
+	l.mem("o", 64)
+	l.mem("c", 512)
+	l.mem("d", 512)
+	if _, err := l.load("0 64 snapshot-merge o c N 8"); err == nil || !strings.Contains(err.Error(), "merged") {
+		t.Errorf("store N: %v", err)
+	}
+	m := l.live("0 64 snapshot-merge o c P 8")
+	<-m.merge().stopped
+	if _, err := l.load("0 64 snapshot-merge o d P 8"); blockdev.Kind(err) != blockdev.ErrInvalid {
+		t.Errorf("a second merge: %v", err)
+	}
+	m.close()
+}
+
+// A merge that fails says so and changes nothing else; suspend and resume try
+// again.
+func TestMerge_Fails(t *testing.T) {
+	for _, c := range []struct{ dev, rule string }{
+		{"o", "write errno=EIO"}, {"o", "flush errno=EIO"}, {"c", "read 16+496 errno=EIO"}, {"c", "write,fua errno=EIO"},
+	} {
+		t.Run(c.dev+" "+c.rule, func(t *testing.T) {
+			l := newLab(t, Options{})
+			o := l.mem("o", 64)
+			fill(t, o, oldSeed)
+			l.mem("c", 512)
+			want := scattered(l, 64, 8, 6)
+			f := l.fault(c.dev)
+			tb := l.paused("0 64 snapshot-merge o c P 8")
+			f.SetText(c.rule)
+			tb.goOn()
+			wantStatus(t, tb, "Merge failed")
+			f.SetText("")
+			if got, err := tb.read(0, 64); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%v %s", err, firstDifference(got, want))
+			}
+			if err := tb.write(9, 0, 64); err != nil {
+				t.Errorf("write: %v", err)
+			}
+			if tb.events != 0 {
+				t.Errorf("%d events", tb.events)
+			}
+			tb.suspend()
+			if err := tb.resume(); err != nil {
+				t.Fatal(err)
+			}
+			<-tb.merge().stopped
+			wantStatus(t, tb, "Merge failed") // until the table is replaced
+			if err := devtest.Check(o, 9, 0, 64); err != nil {
+				t.Error(err)
+			}
+			tb.close()
+		})
+	}
+}
+
+// After a restart a merge goes on; without its store it serves nothing, rather
+// than half of the data.
+func TestMerge_Restart(t *testing.T) {
+	l := newLab(t, Options{})
+	o := l.mem("o", 64)
+	fill(t, o, oldSeed)
+	l.mem("c", 512)
+	want := scattered(l, 64, 8, 6)
+	tb := l.live("0 64 snapshot-merge o c P 8", restoring)
+	<-tb.merge().stopped
+	if got := content(t, o); !bytes.Equal(got, want) {
+		t.Errorf("the origin: %s", firstDifference(got, want))
+	}
+	tb.close()
+	delete(l.devs, "c")
+	tb = l.live("0 64 snapshot-merge o c P 8", restoring)
+	if _, err := tb.read(0, 1); blockdev.Kind(err) != blockdev.ErrIO {
+		t.Errorf("without the store: %v", err)
+	}
+	if err := tb.write(1, 0, 1); blockdev.Kind(err) != blockdev.ErrIO {
+		t.Errorf("write without the store: %v", err)
+	}
+	tb.close()
+}
+
+// Crash states of a merge: what the merged device shows never changes, but for
+// writes that were not flushed. With the flush of the origin left out this is
+// noticed.
+func TestMerge_Crash(t *testing.T) {
+	explore := func(hooks Hooks) (int, error) {
+		const size = 40
+		plain := newLab(t, Options{})
+		fill(t, plain.mem("o", size), oldSeed)
+		plain.mem("c", 200)
+		want := scattered(plain, size, 1, 30)
+		g := devtest.NewCrashGroup()
+		l := newLab(t, Options{Hooks: hooks})
+		for _, name := range []string{"o", "c"} {
+			d, err := g.AddCopy(name, plain.devs[name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.devs[name] = d
+		}
+		tb := l.paused("0 40 snapshot-merge o c P 1")
+		for {
+			finished, err := tb.merge().stepOf(3)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if finished {
+				break
+			}
+		}
+		tb.close()
+		n := 0
+		for s := range g.States(crashSeed, crashStates()) {
+			n++
+			after := newLab(t, Options{})
+			after.devs["o"], after.devs["c"] = s.Device(0), s.Device(1)
+			tb := after.paused("0 40 snapshot-merge o c P 1")
+			got, err := tb.read(0, size)
+			if err == nil && !bytes.Equal(got, want) {
+				err = errors.New(firstDifference(got, want))
+			}
+			if err == nil {
+				tb.goOn()
+				if got := content(t, s.Device(0)); !bytes.Equal(got, want) {
+					err = fmt.Errorf("the origin: %s", firstDifference(got, want))
+				}
+			}
+			tb.close()
+			if err != nil {
+				return n, fmt.Errorf("%w\n%s", err, s.Describe())
+			}
+		}
+		return n, nil
+	}
+	n, err := explore(Hooks{})
+	t.Logf("%d states", n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raceDetector {
+		return
+	}
+	n, err = explore(Hooks{NoMergeFlush: true})
+	if err == nil {
+		t.Fatalf("%d states without the flush of the origin, and nothing noticed", n)
+	}
+	t.Logf("noticed in state %d: %v", n, err)
+}
+
+// Pause, progress and the end of a wait.
+func TestMerge_PauseAndJobs(t *testing.T) {
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), oldSeed)
+	l.mem("c", 512)
+	scattered(l, 64, 8, 6)
+	tb := l.paused("0 64 snapshot-merge o c P 8")
+	jobs := tb.merge().Jobs()
+	if len(jobs) != 1 || jobs[0].State != target.JobPaused || jobs[0].Kind != target.JobMerge || jobs[0].Total == 0 || jobs[0].Done != 0 {
+		t.Errorf("jobs: %+v", jobs)
+	}
+	total := jobs[0].Total
+	if _, err := tb.merge().stepOf(2); err != nil {
+		t.Fatal(err)
+	}
+	if jobs = tb.merge().Jobs(); jobs[0].Done != 2*8*512 || jobs[0].Total != total {
+		t.Errorf("jobs: %+v, the total was %d", jobs, total)
+	}
+	for _, words := range []string{"throttle 101", "throttle x", "throttle", "nonsense", "pause now"} {
+		if _, err := tb.merge().Message(context.Background(), strings.Fields(words)); blockdev.Kind(err) != blockdev.ErrInvalid {
+			t.Errorf("message %q: %v", words, err)
+		}
+	}
+	tb.suspend() // ends the pause's wait
+	if err := tb.resume(); err != nil {
+		t.Fatal(err)
+	}
+	tb.goOn()
+	if u := tb.merge().Usage(); u.State != "merged" || u.Exceptions != 0 {
+		t.Errorf("usage: %+v", u)
+	}
+	tb.close()
+}
+
+func TestMergeRate(t *testing.T) {
+	var r mergeRate
+	now := time.Unix(1000, 0)
+	if r.perSecond(now) != 0 {
+		t.Error("a rate of nothing")
+	}
+	for i := range 20 {
+		r.add(now.Add(time.Duration(i)*time.Second), int64(i)*1000)
+	}
+	if got := r.perSecond(now.Add(20 * time.Second)); got != 1000 {
+		t.Errorf("%d a second, expected 1000", got)
+	}
+}
