@@ -77,6 +77,19 @@ type changedMirror struct {
 	Removed string   `json:"removed,omitempty"`
 }
 
+// mirrorToChange is mirrorCalled for a mirror that is to get another table.
+func (a *app) mirrorToChange(ctx context.Context, name string) (*session, mapped, mirrorTable, error) {
+	s, m, t, err := a.mirrorCalled(ctx, name)
+	switch {
+	case err != nil:
+	case m.Suspended:
+		err = suspendedMirror(m.Name)
+	case m.Inactive:
+		err = fail(exitBusy, fmt.Errorf("%s has another table waiting", m.Name), "bring it in (dmfuse resume "+shellQuote(m.Name)+") or drop it (dmfuse clear "+shellQuote(m.Name)+") first")
+	}
+	return s, m, t, err
+}
+
 // findNewLeg resolves a leg that a mirror is to get, and checks that it can.
 func (a *app) findNewLeg(ctx context.Context, s *session, m mapped, t mirrorTable, word string, force bool) (place, error) {
 	p, err := s.find(word)
@@ -134,12 +147,6 @@ func withAdvice(err error, next string) error { return fail(exitCode(err), err, 
 // swapLegs brings a table with other legs in. A leg that is new has its view
 // sent along.
 func (s *session) swapLegs(ctx context.Context, m mapped, t mirrorTable, added ...place) error {
-	if m.Suspended {
-		return suspendedMirror(m.Name)
-	}
-	if m.Inactive {
-		return fail(exitBusy, fmt.Errorf("%s has another table waiting", m.Name), "bring it in (dmfuse resume "+shellQuote(m.Name)+") or drop it (dmfuse clear "+shellQuote(m.Name)+") first")
-	}
 	t.word = "" // what is in sync is known, and taken over
 	key := control.ByName(m.Name)
 	load := control.Step{Op: control.OpLoad, Key: key, Table: []control.Line{t.line()}, ReadOnly: m.ReadOnly}
@@ -156,7 +163,7 @@ func (s *session) swapLegs(ctx context.Context, m mapped, t mirrorTable, added .
 }
 
 func (a *app) mirrorAddLeg(ctx context.Context, name, leg string, force, wait bool) error {
-	s, m, t, err := a.mirrorCalled(ctx, name)
+	s, m, t, err := a.mirrorToChange(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -189,7 +196,7 @@ func (a *app) answerChanged(s *session, t mirrorTable, c changedMirror) error {
 }
 
 func (a *app) mirrorRmLeg(ctx context.Context, name, leg string) error {
-	s, m, t, err := a.mirrorCalled(ctx, name)
+	s, m, t, err := a.mirrorToChange(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -223,9 +230,6 @@ func (s *session) dropLeg(ctx context.Context, name string, t mirrorTable, i int
 // takeLeg drops a leg and brings a table without it in, with added in its place
 // if there is one.
 func (s *session) takeLeg(ctx context.Context, m mapped, t mirrorTable, i int, added ...place) (mirrorTable, error) {
-	if m.Suspended {
-		return t, suspendedMirror(m.Name)
-	}
 	if err := s.checkNotLast(ctx, m.Name, i); err != nil {
 		return t, err
 	}
@@ -279,7 +283,7 @@ func (s *session) checkNotLast(ctx context.Context, name string, i int) error {
 }
 
 func (a *app) mirrorReplaceLeg(ctx context.Context, name, oldLeg, newLeg string, force, wait bool) error {
-	s, m, t, err := a.mirrorCalled(ctx, name)
+	s, m, t, err := a.mirrorToChange(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -324,7 +328,7 @@ func (a *app) finishReplace(ctx context.Context, s *session, name, old string) e
 		a.note("both legs are in %s until the new one is in sync; %s", name, later)
 		return nil
 	}
-	s, m, t, err := a.mirrorCalled(ctx, name)
+	s, m, t, err := a.mirrorToChange(ctx, name)
 	if err != nil {
 		return err
 	}
