@@ -202,6 +202,14 @@ func (d *Device) endFaults() {
 	}
 }
 
+// EndFaults takes the fault rules of all devices away for good, so that requests
+// that wait by one end with an error: for a daemon that ends whoever waits.
+func (m *Manager) EndFaults() {
+	for _, d := range m.Devices() {
+		d.endFaults()
+	}
+}
+
 // wait makes a request wait as the rules say, and reports the first and the last
 // hit of a rule. The request is not inside the gate: a suspend does not wait
 // for it.

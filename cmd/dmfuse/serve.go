@@ -328,6 +328,9 @@ func (d *daemon) shutdown(ctx context.Context, pid int, force bool) error {
 	// From here on there is no way back, whoever asked and went away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
+	if force {
+		d.manager.EndFaults() // a request that hangs would keep the mount
+	}
 	if err := d.unmount(ctx, force); err != nil {
 		return err
 	}
