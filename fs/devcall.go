@@ -30,17 +30,15 @@ const (
 	ioctlClone = 0x8004e500 // FUSE_DEV_IOC_CLONE: _IOR(229, 0, uint32)
 )
 
-// call is a request under way and the memory for it and its answer. The data of
-// a write, and that of the answer to a read, begin at a page: lower devices may
-// want that (O_DIRECT).
+// call is a request under way and the memory for it and its answer.
 type call struct {
-	l   *devLoop
-	fd  int    // where it was read, and is answered
+	l    *devLoop
+	fd   int // where it was read, and is answered
+	bufs [2]*buffer
+
 	in  []byte // request; data of a WRITE at writeHeader
 	n   int    // its length
 	out []byte // answer; data at outHeader
-
-	size int // of the data there is room for
 
 	mu          sync.Mutex
 	unique      uint64 // of the request; 0: none
@@ -51,26 +49,6 @@ type call struct {
 
 // page is what the data is aligned to.
 const page = 4096
-
-// newCall makes a call with room for size bytes of data, and registers it.
-func newCall(l *devLoop, fd, size int) *call {
-	c := &call{
-		l: l, fd: fd, size: size,
-		in:     aligned(writeHeader, size+page), // a page for requests with names
-		out:    aligned(outHeader, size+page),
-		cancel: make(chan struct{}),
-	}
-	l.calls.add(c)
-	return c
-}
-
-// aligned returns head + size bytes of which those behind head begin at a page.
-func aligned(head, size int) []byte {
-	b := make([]byte, head+size+page)
-	behind := (uintptr(unsafe.Pointer(&b[0])) + uintptr(head)) % page
-	skip := (page - int(behind)) % page
-	return b[skip : skip+head+size : skip+head+size]
-}
 
 // header is the beginning of the request, nil if it is cut short.
 func (c *call) header() *fuse.InHeader {

@@ -3,77 +3,78 @@ package fs
 import (
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
-// calls knows every call of a loop, and keeps those that are not in use.
+// calls knows every call of a loop.
 type calls struct {
 	dead atomic.Bool // the mount is gone: nothing waits any more
 
-	mu   sync.Mutex
-	all  []*call
-	free [len(callSizes)][]*call
+	mu  sync.Mutex
+	all map[*call]struct{} // guarded by mu
+
+	buffers [len(bufferSizes)]sync.Pool // of *buffer, by class
 }
 
-// callSizes are the classes of room for data. A thousand small requests that
-// wait must not take a thousand large buffers.
-var callSizes = [...]int{8 << 10, 128 << 10, maxRequest}
+// bufferSizes are the classes of room for data. A thousand small requests that
+// wait must not take a thousand large buffers. The largest has a page for what
+// is not data of a request of 1 MiB.
+var bufferSizes = [...]int{8 << 10, 128 << 10, maxRequest + page}
 
-// keepFree is how many unused calls of a class are kept.
-const keepFree = 16
+// buffer is memory for a request or an answer, whose data begins at a page:
+// lower devices may want that (O_DIRECT).
+type buffer struct {
+	class int
+	mem   []byte // begins a page before the data
+}
 
-func (s *calls) add(c *call) {
+// behind returns the memory from head bytes before the data on.
+func (b *buffer) behind(head int) []byte { return b.mem[page-head:] }
+
+func (s *calls) buffer(n int) *buffer {
+	class := 0
+	for class < len(bufferSizes)-1 && n > bufferSizes[class] {
+		class++
+	}
+	if b, ok := s.buffers[class].Get().(*buffer); ok {
+		return b
+	}
+	size := page + bufferSizes[class]
+	mem := make([]byte, size+page)
+	skip := (page - int(uintptr(unsafe.Pointer(&mem[0]))%page)) % page
+	return &buffer{class: class, mem: mem[skip : skip+size]}
+}
+
+// begin makes a call, which is done at fd, for a request and an answer with up
+// to in and out bytes of data.
+func (s *calls) begin(l *devLoop, fd, in, out int) *call {
+	c := &call{l: l, fd: fd, bufs: [2]*buffer{s.buffer(in), s.buffer(out)}, cancel: make(chan struct{})}
+	c.in, c.out = c.bufs[0].behind(writeHeader), c.bufs[1].behind(outHeader)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all = append(s.all, c)
+	if s.all == nil {
+		s.all = make(map[*call]struct{})
+	}
+	s.all[c] = struct{}{}
+	return c
 }
 
-// get returns a call with room for size bytes.
-func (s *calls) get(l *devLoop, size int) *call {
-	class := callClass(size)
+// done forgets a call.
+func (s *calls) done(c *call) {
 	s.mu.Lock()
-	if f := s.free[class]; len(f) > 0 {
-		c := f[len(f)-1]
-		s.free[class] = f[:len(f)-1]
-		s.mu.Unlock()
-		return c
-	}
+	delete(s.all, c)
 	s.mu.Unlock()
-	return newCall(l, -1, callSizes[class])
-}
-
-// put gives a call back.
-func (s *calls) put(c *call) {
-	class := callClass(c.size)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.free[class]) < keepFree {
-		s.free[class] = append(s.free[class], c)
-		return
+	for _, b := range c.bufs {
+		s.buffers[b.class].Put(b)
 	}
-	for i, o := range s.all {
-		if o == c {
-			last := len(s.all) - 1
-			s.all[i], s.all[last] = s.all[last], nil
-			s.all = s.all[:last]
-			break
-		}
-	}
-}
-
-func callClass(size int) int {
-	for i, n := range callSizes[:len(callSizes)-1] {
-		if size <= n {
-			return i
-		}
-	}
-	return len(callSizes) - 1
+	c.in, c.out, c.bufs = nil, nil, [2]*buffer{}
 }
 
 // interrupt ends the wait of a request; false: it is none of ours.
 func (s *calls) interrupt(unique uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.all {
+	for c := range s.all {
 		if c.stop(unique) {
 			return true
 		}
@@ -87,7 +88,7 @@ func (s *calls) end() (passed []uint64) {
 	s.dead.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.all {
+	for c := range s.all {
 		c.mu.Lock()
 		unique, theirs := c.unique, c.passed
 		c.mu.Unlock()

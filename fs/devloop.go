@@ -61,7 +61,8 @@ func newDevLoop(f *FileSystem, fd int, o Options) (*devLoop, error) {
 
 // init reads the first request, which is INIT, and answers it.
 func (l *devLoop) init() error {
-	c := newCall(l, l.fds[0], maxRequest)
+	c := l.calls.begin(l, l.fds[0], maxRequest, maxRequest)
+	defer l.calls.done(c)
 	for {
 		n, err := unix.Read(c.fd, c.in)
 		switch {
@@ -97,7 +98,7 @@ func (l *devLoop) clone() int {
 func (l *devLoop) Serve() {
 	for _, fd := range l.fds {
 		l.readers.Add(1)
-		go l.read(newCall(l, fd, maxRequest))
+		go l.read(l.calls.begin(l, fd, maxRequest, maxRequest))
 	}
 	<-l.gone
 	l.drain()
@@ -171,7 +172,7 @@ func (l *devLoop) read(c *call) {
 		go func() {
 			defer l.handed.Done()
 			l.answer(h)
-			l.calls.put(h)
+			l.calls.done(h)
 		}()
 	}
 }
@@ -182,20 +183,19 @@ func again(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAGAIN) // errno: of read(2)
 }
 
-// handOver copies a request out of the buffer of a reader, into one that is
+// handOver copies a request out of the buffer of a reader, into a call that is
 // large enough for it and its answer.
 func (l *devLoop) handOver(c *call) *call {
-	need := c.n
+	out := 0
 	if h := c.header(); h != nil {
 		switch {
 		case h.Opcode == opRead && c.n >= readHeader:
-			need = max(need, int(c.readIn().Size))
+			out = int(c.readIn().Size)
 		case h.Opcode != opWrite && h.Opcode != opFsync:
-			need = maxRequest // listings and their like
+			out = maxRequest // listings and their like
 		}
 	}
-	to := l.calls.get(l, need)
-	to.fd, to.n = c.fd, c.n
-	copy(to.in, c.in[:c.n])
+	to := l.calls.begin(l, c.fd, c.n, out)
+	to.n = copy(to.in, c.in[:c.n])
 	return to
 }
