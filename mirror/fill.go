@@ -194,8 +194,10 @@ func (m *mirror) copiedRecorded(r *run, readErr bool, writeErr uint64, job *kcop
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.keep
+	stopped := !m.rec.on || k.paused || dropErr != nil
+	m.work.endLocked(r, !stopped && !readErr && failed == 0 && r.epoch == k.epoch, m, time.Now())
 	switch {
-	case !m.rec.on || k.paused || dropErr != nil:
+	case stopped:
 		m.finishLocked(r, false, false)
 	case readErr && r.n > 1 || failed != 0 && r.n > 1:
 		// One by one, with the legs that are left.
