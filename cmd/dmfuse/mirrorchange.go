@@ -92,6 +92,11 @@ func (a *app) mirrorToChange(ctx context.Context, name string) (*session, mapped
 
 // findNewLeg resolves a leg that a mirror is to get, and checks that it can.
 func (a *app) findNewLeg(ctx context.Context, s *session, m mapped, t mirrorTable, word string, force bool) (place, error) {
+	if !t.hasRecord() {
+		// Its log would say of the new leg that it is in sync.
+		return place{}, fail(exitFailed, fmt.Errorf("%s was made from a table line, without a record of its legs: nothing could say that only the new leg lacks the data", m.Name),
+			"take it apart with: dmfuse mirror rm "+shellQuote(m.Name)+"; and make it again with all legs: dmfuse mirror create "+shellQuote(m.Name)+" LEG LEG...")
+	}
 	p, err := s.find(word)
 	if err != nil {
 		return p, err

@@ -295,3 +295,24 @@ func TestMirror_Scrub(t *testing.T) {
 	refused(t, d.CLI("mirror", "scrub", "m", "--stop"), 1, "no scrub is running")
 	d.Must("mirror", "rm", "m")
 }
+
+// A mirror of a plain table line has no record that could say which leg is new:
+// it gets none, and can be looked at and taken apart like others.
+func TestMirrorLegs_OfAPlainTable(t *testing.T) {
+	d := harness.Start(t)
+	a, b, c, log := d.Image("a.img", 4*mib), d.Image("b.img", 4*mib), d.Image("c.img", 4*mib), d.Image("own.log", 4096)
+	writeAt(t, a, 0, "data")
+	d.Must("create", "m", "--table", fmt.Sprintf("0 %d mirror disk 2 %s 128 3 %s 0 %s 0 %s 0 1 handle_errors", 4*mib/512, log, a, b, c))
+	d.Must("mirror", "status", "m", "--wait", "--check")
+	equalFiles(t, a, b, c)
+	refused(t, d.CLI("mirror", "add-leg", "m", d.Image("d.img", 4*mib)), 1, "made from a table line")
+	refused(t, d.CLI("mirror", "replace-leg", "m", b, d.Path("d.img")), 1, "made from a table line")
+	d.Must("mirror", "rm-leg", "m", c)
+	writeAt(t, d.Dev("m"), mib, "more")
+	d.Must("mirror", "scrub", "m", "--wait")
+	d.Must("mirror", "rm", "m")
+	equalFiles(t, a, b)
+	if !exists(log) {
+		t.Error("a log that mirror create did not make is deleted")
+	}
+}
