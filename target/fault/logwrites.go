@@ -15,6 +15,7 @@ import (
 var (
 	_ target.Target    = (*logWrites)(nil)
 	_ target.Discarder = (*logWrites)(nil)
+	_ target.Zeroer    = (*logWrites)(nil)
 	_ target.Extenter  = (*logWrites)(nil)
 	_ target.Messager  = (*logWrites)(nil)
 	_ target.Suspender = (*logWrites)(nil)
@@ -171,10 +172,30 @@ func (l *logWrites) Discard(ctx context.Context, off, n int64) error {
 	if blockdev.Kind(err) == blockdev.ErrUnsupported {
 		err = nil
 	}
-	if !notBegun(err) && !l.stopped.Load() {
-		e := l.newLogged(begin, 0)
-		e.header.flags, e.header.blocks = LogDiscard, uint64((end-begin)/l.block)
-		l.addPending(e)
+	if !notBegun(err) {
+		l.addDiscard(begin, end)
+	}
+	return err
+}
+
+// addDiscard logs that a range of whole blocks holds nothing any more.
+func (l *logWrites) addDiscard(begin, end int64) {
+	e := l.newLogged(begin, 0)
+	e.header.flags, e.header.blocks = LogDiscard, uint64((end-begin)/l.block)
+	l.addPending(e)
+}
+
+// Zero is a discard where space is given back, which who plays the log back
+// makes zeros of; else zeros are written.
+func (l *logWrites) Zero(ctx context.Context, off, n int64, unmap bool) error {
+	if !unmap || off%l.block != 0 || n%l.block != 0 {
+		return blockdev.ErrUnsupported
+	}
+	l.edges.RLock()
+	err := target.ZeroLower(ctx, l.dev, off, n, unmap)
+	l.edges.RUnlock()
+	if blockdev.Kind(err) != blockdev.ErrUnsupported && !notBegun(err) {
+		l.addDiscard(off, off+n)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -292,8 +293,17 @@ func TestLogWrites_Discards(t *testing.T) {
 	if err := l.Target.(target.Discarder).Discard(context.Background(), 100, 500); err != nil { // none
 		t.Fatal(err)
 	}
+	z := l.Target.(target.Zeroer)
+	if err := z.Zero(context.Background(), 30*512, 1024, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, unmap := range []bool{true, false} { // must be written
+		if err := z.Zero(context.Background(), 100, 1024, unmap); !errors.Is(err, blockdev.ErrUnsupported) {
+			t.Errorf("zeros that cannot be a discard: %v", err)
+		}
+	}
 	l.flush()
-	l.want("w4 d4+8 d1+2 flush", "4 5")
+	l.want("w4 d4+8 d1+2 d30+2 flush", "5 6")
 	l.disks["a"].SetText("discard errno=EIO")
 	if err := l.Target.(target.Discarder).Discard(context.Background(), 0, 512); blockdev.Kind(err) != blockdev.ErrIO {
 		t.Errorf("a discard that fails: %v", err)
@@ -427,7 +437,11 @@ func TestLogWrites_PlayedBackGivesTheDevice(t *testing.T) {
 			off := rapid.Int64Range(0, 64*512-1).Draw(rt, "offset")
 			n := rapid.Int64Range(1, min(3000, 64*512-off)).Draw(rt, "length")
 			var err error
-			switch rapid.IntRange(0, 5).Draw(rt, "kind") {
+			switch rapid.IntRange(0, 6).Draw(rt, "kind") {
+			case 6:
+				off -= off % 512
+				n = min((n+511)/512*512, 64*512-off)
+				err = w.Target.(target.Zeroer).Zero(ctx, off, n, true)
 			case 0:
 				err = w.Flush(ctx)
 				states = append(states, w.on("a", 0, 64*512))
