@@ -32,6 +32,7 @@ type leg struct {
 
 	reads atomic.Int64 // under way
 	next  atomic.Int64 // where the last read ended
+	haste haste        // of small writes
 }
 
 func (l *leg) ok() bool { return l.errors.Load() == 0 && !l.dropped.Load() }
@@ -117,6 +118,9 @@ func (m *mirror) clearMarksLocked() {
 		l.types.Store(0)
 	}
 }
+
+// allLegs is the set of all legs.
+func (m *mirror) allLegs() uint32 { return 1<<len(m.legs) - 1 }
 
 func (m *mirror) defaultLeg() *leg { return m.legs[m.def.Load()] }
 

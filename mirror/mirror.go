@@ -94,8 +94,9 @@ type mirror struct {
 	legs     []*leg
 	def      atomic.Int32 // the default leg; changed with mu held
 	turn     atomic.Uint32
-	differ   atomic.Bool // differs is not empty
-	balanced atomic.Bool // reads are spread
+	writes   atomic.Int64 // under way on legs
+	differ   atomic.Bool  // differs is not empty
+	balanced atomic.Bool  // reads are spread
 	dirty    *dirtyLog
 	copier   *kcopyd.Client
 	throttle *kcopyd.Throttle

@@ -49,7 +49,7 @@ func (m *mirror) onUsed(do func(l *leg) error) (mask uint64, first error) {
 // issueRecorded does the change of a piece and leaves its regions: on all legs
 // where they are in sync, else on those that are in. It is answered when every leg
 // that is in has it, and those that failed are dropped durably (promise 4).
-func (m *mirror) issueRecorded(ctx context.Context, p piece, do change) error {
+func (m *mirror) issueRecorded(ctx context.Context, p piece, c *change) error {
 	k := m.keep
 	k.runLate()
 	mask := k.in.Load()
@@ -60,7 +60,7 @@ func (m *mirror) issueRecorded(ctx context.Context, p piece, do change) error {
 			return err
 		}
 	}
-	failed, first := m.onMask(mask, func(l *leg) error { return do(l, p.off, p.n) })
+	failed, first := m.onEach(mask, c, p.off, p.n)
 	if failed == 0 {
 		m.leave(p)
 		return nil

@@ -8,48 +8,26 @@ import (
 	"github.com/dmfuse/dmfuse/target"
 )
 
-// change is what a write does to n bytes at off of the target, on one leg.
-type change func(l *leg, off, n int64) error
-
 // Write writes to all legs, or as far as the regions are out of sync to the
 // default leg.
 func (m *mirror) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 	off -= m.start
-	// Once begun, the legs get it all: a write that is cut short on one of them
-	// would make them differ.
-	return m.update(ctx, off, int64(len(p)), func(l *leg, at, n int64) error {
-		return target.WriteLower(context.WithoutCancel(ctx), l.dev, p[at-off:at-off+n], l.offset+at, fua)
-	})
+	return m.update(ctx, off, int64(len(p)), &change{ctx: lasting(ctx), data: p, base: off, fua: fua})
 }
 
 // Zero zeroes as a write would. A leg that cannot is sent zeros.
 func (m *mirror) Zero(ctx context.Context, off, n int64, unmap bool) error {
-	return m.update(ctx, off-m.start, n, func(l *leg, at, n int64) error {
-		ctx := context.WithoutCancel(ctx)
-		err := target.ZeroLower(ctx, l.dev, l.offset+at, n, unmap)
-		if err == nil || blockdev.Kind(err) != blockdev.ErrUnsupported {
-			return err
-		}
-		for ; n > 0; at, n = at+min(n, int64(len(zeros))), n-min(n, int64(len(zeros))) {
-			if err := target.WriteLower(ctx, l.dev, zeros[:min(n, int64(len(zeros)))], l.offset+at, false); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return m.update(ctx, off-m.start, n, &change{ctx: lasting(ctx), unmap: unmap})
 }
 
-// zeros are written where a leg cannot zero. Nothing ever changes them.
-var zeros [64 << 10]byte
-
 // update does a change, region by region where their states differ.
-func (m *mirror) update(ctx context.Context, off, n int64, do change) error {
+func (m *mirror) update(ctx context.Context, off, n int64, c *change) error {
 	for n > 0 {
 		p, err := m.enter(ctx, off, n)
 		if err != nil {
 			return err
 		}
-		again, err := m.issue(ctx, p, do)
+		again, err := m.issue(ctx, p, c)
 		if err != nil {
 			return err
 		}
@@ -63,12 +41,12 @@ func (m *mirror) update(ctx context.Context, off, n int64, do change) error {
 
 // issue does the change of a piece and leaves its regions. It says whether the
 // piece has to be done again from the beginning, after it was held.
-func (m *mirror) issue(ctx context.Context, p piece, do change) (again bool, err error) {
+func (m *mirror) issue(ctx context.Context, p piece, c *change) (again bool, err error) {
 	if m.keep != nil {
-		return false, m.issueRecorded(ctx, p, do)
+		return false, m.issueRecorded(ctx, p, c)
 	}
 	if p.class == classNosync {
-		return m.issueNosync(ctx, p, do)
+		return m.issueNosync(ctx, p, c)
 	}
 	var logErr error
 	if !m.o.Hooks.NoLogWait {
@@ -77,28 +55,28 @@ func (m *mirror) issue(ctx context.Context, p piece, do change) (again bool, err
 	if m.logStops(logErr) {
 		return m.failed(ctx, p, logErr, false)
 	}
-	mask, first := m.onLegs(func(l *leg) error { return do(l, p.off, p.n) })
+	mask, first := m.onEach(m.allLegs(), c, p.off, p.n)
 	if mask == 0 {
 		m.leave(p)
 		return false, nil
 	}
 	if p.last > p.first {
-		return m.issueEach(ctx, p, do)
+		return m.issueEach(ctx, p, c)
 	}
-	m.failLegs(mask, writeError, first)
+	m.failLegs(uint64(mask), writeError, first)
 	return m.failed(ctx, p, first, true)
 }
 
 // issueEach does a piece again, region by region, to find out which of them
 // fails: the others stay in sync.
-func (m *mirror) issueEach(ctx context.Context, p piece, do change) (again bool, err error) {
+func (m *mirror) issueEach(ctx context.Context, p piece, c *change) (again bool, err error) {
 	for r := p.first; r <= p.last; r++ {
 		q := p
 		q.first, q.last = r, r
 		q.off = max(p.off, m.regionStart(r))
 		q.n = min(p.off+p.n, m.regionStart(r+1)) - q.off
 		q.seq = 0 // committed
-		a, e := m.issue(ctx, q, do)
+		a, e := m.issue(ctx, q, c)
 		again = again || a
 		if err == nil {
 			err = e
@@ -108,14 +86,14 @@ func (m *mirror) issueEach(ctx context.Context, p piece, do change) (again bool,
 }
 
 // issueNosync writes to the default leg. Its errors are no failures of a leg.
-func (m *mirror) issueNosync(ctx context.Context, p piece, do change) (again bool, err error) {
+func (m *mirror) issueNosync(ctx context.Context, p piece, c *change) (again bool, err error) {
 	m.mu.Lock()
 	stop := m.legFailure && m.params.handleErrors && !m.params.keepLog
 	m.mu.Unlock()
 	if stop {
 		return m.failed(ctx, p, nil, true)
 	}
-	err = do(m.defaultLeg(), p.off, p.n)
+	err = c.do(m.defaultLeg(), p.off, p.n)
 	m.leave(p)
 	return false, err
 }
