@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/spf13/cobra"
@@ -190,7 +191,7 @@ func (a *app) checkLegData(ctx context.Context, p *mirrorPlan) error {
 // before.
 func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Info, err error) {
 	defer func() {
-		if err != nil && errorCode(err) != control.CodeNoDaemon {
+		if err != nil && errorCode(err) != control.CodeNoDaemon && !outcomeUnknown(err) {
 			err = withUndo(err, errors.Join(p.record.undo(), p.log.undo()))
 		}
 	}()
@@ -223,10 +224,30 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 	switch {
 	case errorCode(err) == control.CodeNoDaemon:
 		return nil, fail(exitNoDaemon, fmt.Errorf("whether the mirror %s was made is not known: %w", p.o.name, err), "start a daemon and see: dmfuse serve, dmfuse mirror ls; its log is kept until then")
+	case ctx.Err() != nil:
+		return nil, s.giveUp(p.o.name, ctx.Err())
 	case err != nil:
 		return nil, fmt.Errorf("the mirror %s is not made: %w", p.o.name, stepText(err))
 	}
 	return resultOf(r, p.o.name), nil
+}
+
+// giveUp sees to it that no device is left when its maker was interrupted: the
+// daemon may have been done before it noticed.
+func (s *session) giveUp(name string, why error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := s.c.Apply(ctx) // comes after the one that was given up
+	if err == nil {
+		_, err = s.c.Info(ctx, control.ByName(name), false)
+	}
+	switch {
+	case errorCode(err) == control.CodeNotFound:
+		return fmt.Errorf("the mirror %s is not made: %w", name, why)
+	case err != nil:
+		return errors.Join(errUnknownOutcome, why, err)
+	}
+	return fmt.Errorf("the mirror %s is not made: %w", name, s.takeBack(name, why))
 }
 
 // createdMirror is the answer of mirror create.

@@ -94,6 +94,7 @@ func (s *session) checkLogFree(l *mirrorLog, legs []place) error {
 // logContents is what an existing log holds.
 type logContents struct {
 	blank  bool
+	made   bool // by mirror create
 	report mirror.LogReport
 }
 
@@ -104,19 +105,17 @@ func (l *mirrorLog) contents() (logContents, error) {
 	if err != nil || blank {
 		return logContents{blank: blank}, err
 	}
-	r, err := checkLogAt(l.path, 0)
-	return logContents{report: r}, err
-}
-
-// checkLogAt looks at the log in a file or on a device; regions is 0 where the
-// number is not known.
-func checkLogAt(path string, regions uint64) (mirror.LogReport, error) {
-	dev, err := blockdev.OpenFile(path, blockdev.FileOptions{NoLocks: true})
+	dev, err := blockdev.OpenFile(l.path, blockdev.FileOptions{NoLocks: true})
 	if err != nil {
-		return mirror.LogReport{}, err
+		return logContents{}, err
 	}
 	defer dev.Close()
-	return mirror.CheckLog(dev, regions)
+	r, err := mirror.CheckLog(dev, 0)
+	if err != nil {
+		return logContents{}, err
+	}
+	made, err := mirror.Made(dev)
+	return logContents{report: r, made: made}, err
 }
 
 // decide says what becomes of a log that exists. fits is whether a record says

@@ -178,6 +178,9 @@ func (p *mirrorPlan) planKept() error {
 	if err != nil {
 		return err
 	}
+	if p.record.found.Fresh && p.o.log == "" && c.made {
+		c.blank = true // left by a mirror create that was killed
+	}
 	return p.log.decide(c, p.record.fits && p.ownLog(), p.o.force)
 }
 
@@ -278,7 +281,7 @@ func (r *recordPlan) text(p *mirrorPlan) []string {
 	}
 	switch {
 	case !r.found.Trusted && !p.table.disk:
-		out = append(out, "its log was in memory, so everything is copied from the first leg that is in order")
+		out = append(out, "its log is in memory, so everything is copied from the first leg that is in order")
 	case !r.found.Trusted:
 		out = append(out, "everything is copied from the first leg that is in order")
 	case !filled:

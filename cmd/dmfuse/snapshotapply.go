@@ -64,7 +64,7 @@ func failedStep(err error) int {
 
 // errUnknownOutcome means that the daemon went away while it worked: the
 // snapshot may exist, so its COW must stay.
-var errUnknownOutcome = errors.New("whether the snapshot was made is not known")
+var errUnknownOutcome = errors.New("whether the device was made is not known")
 
 func outcomeUnknown(err error) bool { return errors.Is(err, errUnknownOutcome) }
 
