@@ -25,6 +25,9 @@ type keeper struct {
 	mu  sync.Mutex
 	rec Record // as it is durable; guarded by mu
 	top uint64 // the highest generation that was tried; guarded by mu
+	// tried are generations that were written nowhere as far as anybody knows: if
+	// one is found later it is no history of its own. Guarded by mu.
+	tried []PastRecord
 }
 
 // write writes the copy of one place.
@@ -66,6 +69,9 @@ func everPlaced(s Setup) bool {
 // record as it is then. With no place left nothing has changed, and that is an
 // error. The caller holds k.mu.
 func (k *keeper) commitLocked(n Record, now time.Time) (Record, error) {
+	for _, p := range k.tried {
+		n.addPast(p)
+	}
 	for {
 		n.Generation = max(n.Generation, k.top+1)
 		k.top = n.Generation
@@ -88,6 +94,7 @@ func (k *keeper) commitLocked(n Record, now time.Time) (Record, error) {
 				k.rec = n
 				return n, nil
 			}
+			k.tried = append(k.tried, PastRecord{n.Generation, n.Tag})
 			return k.rec, fmt.Errorf("%w: mirror: the leg record can be written nowhere: %v", blockdev.ErrIO, why)
 		}
 		n = giveUp(n.next(now), bad, errs)

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -136,14 +137,23 @@ func (r Record) clone() Record {
 // own.
 func (r Record) next(now time.Time) Record {
 	n := r.clone()
-	n.Past = append(n.Past, PastRecord{r.Generation, r.Tag})
-	if k := len(n.Past) - pastLimit; k > 0 {
-		n.Past = slices.Delete(n.Past, 0, k)
-	}
+	n.addPast(PastRecord{r.Generation, r.Tag})
 	n.Generation++
 	n.Tag = randomName(8)
 	n.Changed = now.UTC().Truncate(time.Millisecond)
 	return n
+}
+
+// addPast names one more older generation.
+func (r *Record) addPast(p PastRecord) {
+	if slices.Contains(r.Past, p) {
+		return
+	}
+	r.Past = append(r.Past, p)
+	slices.SortStableFunc(r.Past, func(a, b PastRecord) int { return cmp.Compare(a.Generation, b.Generation) })
+	if k := len(r.Past) - pastLimit; k > 0 {
+		r.Past = slices.Delete(r.Past, 0, k)
+	}
 }
 
 // follows tells whether a record comes from an older one: false means that the
@@ -153,10 +163,8 @@ func (r Record) follows(old Record) bool {
 	if old.Generation == r.Generation {
 		return old.Tag == r.Tag
 	}
-	for _, p := range r.Past {
-		if p.Generation == old.Generation {
-			return p.Tag == old.Tag
-		}
+	if slices.Contains(r.Past, PastRecord{old.Generation, old.Tag}) {
+		return true
 	}
 	return len(r.Past) == 0 || old.Generation < r.Past[0].Generation
 }

@@ -22,6 +22,7 @@ import (
 type recordPlan struct {
 	name  string
 	legs  string // one letter each
+	first string // those of the first table, if there is another
 	core  bool   // the log is in memory
 	fresh bool   // the run begins with the creation
 	run   func(r *recordRun)
@@ -38,13 +39,26 @@ type recordRun struct {
 	lab    *lab
 }
 
+// line is the table line, in the end.
 func (p recordPlan) line() string {
+	return p.lineOf(p.legs)
+}
+
+// begin is the line at first.
+func (p recordPlan) begin() string {
+	if p.first != "" {
+		return p.lineOf(p.first)
+	}
+	return p.line()
+}
+
+func (p recordPlan) lineOf(legs string) string {
 	line := "0 32 mirror disk 2 log 4"
 	if p.core {
 		line = "0 32 mirror core 1 4"
 	}
-	line += fmt.Sprintf(" %d", len(p.legs))
-	for _, l := range p.legs {
+	line += fmt.Sprintf(" %d", len(legs))
+	for _, l := range legs {
 		line += fmt.Sprintf(" %c 0", l)
 	}
 	return line + " 1 leg_record"
@@ -93,7 +107,7 @@ func (p recordPlan) record(t *testing.T) *recordRun {
 			m := plain.file(n, crashSize)
 			first[n] = m
 			seed := uint64(otherSeed)
-			if n == p.legs[:1] {
+			if n == (p.first + p.legs)[:1] {
 				seed = oldSeed
 			}
 			fill(t, m, seed)
@@ -103,7 +117,7 @@ func (p recordPlan) record(t *testing.T) *recordRun {
 		first[n+".data"], first[n+".dir"] = plain.files.data[n], plain.files.dir[n]
 	}
 	if !p.fresh {
-		tb := plain.live(p.line())
+		tb := plain.live(p.begin())
 		tb.filledUp()
 		tb.close()
 	}
@@ -121,7 +135,7 @@ func (p recordPlan) record(t *testing.T) *recordRun {
 	for n := range r.lab.devs {
 		r.faults[n] = r.lab.fault(n)
 	}
-	r.tb = r.lab.live(p.line())
+	r.tb = r.lab.live(p.begin())
 	r.group.Mark("live")
 	p.run(r)
 	for _, f := range r.faults {
@@ -345,6 +359,59 @@ var recordPlans = []recordPlan{
 		r.write(9, 1, false)
 		r.write(20, 1, false)
 	}},
+	{name: "a leg is added", first: "ab", legs: "abc", run: func(r *recordRun) {
+		r.write(8, 2, false)
+		r.again()
+		r.write(9, 1, false)
+		r.flush()
+		r.tb.filledUp()
+		r.expect("in in in")
+		r.clear()
+		r.write(9, 2, false)
+		r.flush()
+	}},
+	{name: "a leg is added in front", first: "bc", legs: "abc", run: func(r *recordRun) {
+		r.write(8, 2, false)
+		r.flush()
+		r.again()
+		r.tb.filledUp()
+		r.expect("in in in")
+		r.write(9, 2, false)
+		r.flush()
+		r.clear()
+	}},
+	{name: "the source is lost in a fill", legs: "abc", run: func(r *recordRun) {
+		r.faults["c"].SetText(notWorking)
+		r.write(8, 2, false)
+		r.faults["c"].SetText("write,zero 16+4 hang")
+		if err := r.tb.refill(2); err != nil {
+			r.t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		if err := r.faults["c"].AwaitHanging(ctx, 1); err != nil {
+			r.t.Error(err)
+		}
+		r.faults["a"].SetText(notWorking)
+		r.flush() // a write would wait for the copy
+		r.expect("dropped in filling")
+		r.faults["c"].Set()
+		r.faults["c"].Release()
+		r.tb.filledUp()
+		r.expect("dropped in in")
+		r.clear()
+		r.flush()
+	}},
+	{name: "a policy is changed while a leg is gone", legs: "ab", run: func(r *recordRun) {
+		r.faults["a"].SetText(notWorking)
+		r.write(8, 2, true)
+		for _, v := range []string{"retry=5s", "retry=6s", "retry=7s"} {
+			if _, err := r.tb.Message(context.Background(), []string{"policy", v}); err != nil {
+				r.t.Error(err)
+			}
+		}
+		r.write(8, 1, true)
+	}},
 	{name: "both legs fail", legs: "ab", run: func(r *recordRun) {
 		r.faults["a"].SetText("write short=512 errno=EIO")
 		r.faults["b"].SetText("write errno=EIO")
@@ -411,6 +478,9 @@ func TestRecordCrash_EachStepIsNeeded(t *testing.T) {
 		{plan: "leg 0 comes back", run: Hooks{NoFillFlush: true}},
 		{plan: "leg 0 comes back with another table", run: Hooks{NoFillLog: true}},
 		{plan: "leg 0 comes back with another table", run: Hooks{NoFillFlush: true}},
+		{plan: "a leg is added", run: Hooks{NoFillLog: true}},
+		{plan: "a leg is added in front", run: Hooks{NoFillFlush: true}},
+		{plan: "a policy is changed while a leg is gone", check: Hooks{NoStaleCheck: true}},
 		{plan: "a log in memory", run: Hooks{NoDropRecord: true}},
 		{plan: "the log is lost", run: Hooks{NoLostRecord: true}},
 		{plan: "both legs fail", run: Hooks{NoNosync: true}},

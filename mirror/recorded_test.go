@@ -211,6 +211,12 @@ func TestRecorded_Places(t *testing.T) {
 			if got := tb.states(); got != "dropped in in" {
 				t.Errorf("states %q", got)
 			}
+			// Had the change that failed reached a place nevertheless, it would not
+			// be another history.
+			r := tb.recordNow()
+			if len(tb.keep.tried) != 1 || !r.follows(Record{Generation: tb.keep.tried[0].Generation, Tag: tb.keep.tried[0].Tag}) {
+				t.Errorf("tried %v, past %v", tb.keep.tried, r.Past)
+			}
 		})
 	}
 }
