@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,8 @@ const (
 	deviceName                // a device
 	fileName                  // a file
 	either                    // a device or a file
+	ruleWord                  // a word of a fault rule
+	ruleID                    // the number of a fault rule of the device named before
 )
 
 // usageWord is a word of a usage line; one that repeats stands for the rest.
@@ -45,6 +48,7 @@ type usageWord struct {
 var argKinds = map[string]argKind{
 	"NAME": deviceName, "OTHER": deviceName, "device": deviceName,
 	"FILE": fileName, "COW": fileName, "DIR": fileName, "table_file": fileName, "LOG": fileName,
+	"RULE": ruleWord, "N": ruleID,
 	"ORIGIN": either, "LEG": either, "OLD": either, "NEW": either, "DEV": either, "TARGET": either,
 }
 
@@ -80,6 +84,15 @@ func kindOf(word string, makes bool) argKind {
 
 // completeWords proposes what can stand at a place of the command line.
 func (a *app) completeWords(words []usageWord) cobra.CompletionFunc {
+	all := a.proposals(words)
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		list, directive := all(cmd, args, word)
+		return slices.DeleteFunc(list, func(p string) bool { return !strings.HasPrefix(p, word) }), directive
+	}
+}
+
+// proposals are what can stand there, whatever was typed of it.
+func (a *app) proposals(words []usageWord) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		args = withoutOptions(cmd, args)
 		if cmd.DisableFlagParsing && strings.HasPrefix(word, "-") {
@@ -99,6 +112,10 @@ func (a *app) completeWords(words []usageWord) cobra.CompletionFunc {
 			return a.deviceNames(cmd.Context(), args), cobra.ShellCompDirectiveDefault
 		case fileName:
 			return nil, cobra.ShellCompDirectiveDefault
+		case ruleWord:
+			return ruleWords(args[1:], word)
+		case ruleID:
+			return a.ruleIDs(cmd.Context(), args), cobra.ShellCompDirectiveNoFileComp
 		}
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -33,6 +33,9 @@ func TestComplete(t *testing.T) {
 			t.Fatalf("%+v", got)
 		}
 	}
+	if got := m.run("", "dmfuse", "fault", "set", "alpha", "read errno=EIO; write hang"); got.Code != 0 {
+		t.Fatalf("%+v", got)
+	}
 	const files, nothing = ":0", ":4"
 	for _, c := range []struct {
 		line, want, directive string
@@ -41,13 +44,17 @@ func TestComplete(t *testing.T) {
 		{"remove alpha ", "beta", nothing},
 		{"info -c ", "alpha beta", nothing},
 		{"table ", "alpha beta", nothing},
-		{"suspend --noflush a", "alpha beta", nothing},
+		{"suspend --noflush a", "alpha", nothing},
 		{"load alpha ", "", files},
 		{"create ", "", nothing},
 		{"discard ", "alpha beta", nothing},
 		{"discard alpha ", "", nothing},
 		{"fault set ", "alpha beta", nothing},
 		{"fault clear ", "alpha beta", nothing},
+		{"fault clear alpha ", "1 2", nothing},
+		{"fault clear alpha 1 ", "2", nothing},
+		{"fault set alpha ", "any discard flush read read,write write", nothing},
+		{"fault set alpha write nth=1 errno=EB", "errno=EBUSY", nothing},
 		{"mount alpha ", "", files},
 		{"umount ", "", files},
 		{"origin create ", "alpha beta", files},
@@ -65,6 +72,9 @@ func TestComplete(t *testing.T) {
 		if strings.Join(got, " ") != c.want || directive != c.directive {
 			t.Errorf("%q: %q %s, want %q %s", c.line, got, directive, c.want, c.directive)
 		}
+	}
+	if got, directive := m.proposals(t, "fault", "set", "alpha", "read", "errno=EIO", "s"); !slices.Contains(got, "seed=") || slices.Contains(got, "errno=") || directive != ":6" {
+		t.Errorf("words of a rule: %q %s", got, directive)
 	}
 	if got, _ := m.proposals(t, "suspend", "--no"); !slices.Contains(got, "--noflush") {
 		t.Errorf("options of suspend: %q", got)

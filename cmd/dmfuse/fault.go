@@ -82,7 +82,7 @@ matched a rule since it was armed, HITS how many of them were hit. Both begin at
 
 func newFaultClearCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "clear NAME [RULE...]",
+		Use:   "clear NAME [N...]",
 		Short: "Clear fault rules of a device by their numbers, or all",
 		Long: `Clear fault rules of a device by their numbers, or all of them. Requests that wait
 by a rule go on. What a rule with drop=until-flush keeps back is lost.`,

@@ -6,7 +6,10 @@ import (
 )
 
 // roff writes a manual page with the macros of man(7).
-type roff struct{ b strings.Builder }
+type roff struct {
+	b     strings.Builder
+	begun bool // a section has begun and has no text yet: its first paragraph needs no macro
+}
 
 // newRoff begins a page.
 func newRoff(title string, section int) *roff {
@@ -22,6 +25,7 @@ func (r *roff) String() string { return r.b.String() }
 // section begins a section, whose heading is in capitals.
 func (r *roff) section(heading string) {
 	fmt.Fprintf(&r.b, ".SH %s\n", strings.ToUpper(escapeRoff(heading)))
+	r.begun = true
 }
 
 // line writes a line of text that has its markup already.
@@ -30,18 +34,33 @@ func (r *roff) line(text string) {
 		text = `\&` + text
 	}
 	r.b.WriteString(text + "\n")
+	r.begun = false
+}
+
+// gap begins a paragraph.
+func (r *roff) gap() {
+	if !r.begun {
+		r.b.WriteString(".PP\n")
+	}
 }
 
 // paragraph writes text with the markup of Markdown.
 func (r *roff) paragraph(text string) {
-	r.b.WriteString(".PP\n")
+	r.gap()
 	r.line(inlineRoff(text))
 }
 
 // item writes a term and what it means, both with the markup of Markdown.
 func (r *roff) item(term, text string) {
 	r.b.WriteString(".TP\n")
+	if term == "" {
+		term = "..." // the cell above goes on
+	}
 	r.line(inlineRoff(term))
+	if text == "" {
+		r.line(`\&`) // a term alone
+		return
+	}
 	r.line(inlineRoff(text))
 }
 
@@ -53,9 +72,10 @@ func (r *roff) bullet(text string) {
 
 // verbatim writes lines as they are.
 func (r *roff) verbatim(lines []string) {
-	r.b.WriteString(".PP\n.RS 4\n.nf\n")
+	r.gap()
+	r.b.WriteString(".RS 4\n.nf\n")
 	for _, l := range lines {
-		r.line(escapeRoff(l))
+		r.line(escapeRoff(strings.ReplaceAll(l, "\t", "    ")))
 	}
 	r.b.WriteString(".fi\n.RE\n")
 }
@@ -63,16 +83,23 @@ func (r *roff) verbatim(lines []string) {
 // plain writes a help text: paragraphs, and lines that begin with a blank, which
 // stay as they are.
 func (r *roff) plain(text string) {
-	for block := range strings.SplitSeq(strings.Trim(text, "\n"), "\n\n") {
-		lines := strings.Split(strings.Trim(block, "\n"), "\n")
-		if strings.HasPrefix(lines[0], " ") {
-			r.verbatim(lines)
-			continue
+	lines := strings.Split(strings.Trim(text, "\n"), "\n")
+	indented := func(l string) bool { return strings.HasPrefix(l, " ") || strings.HasPrefix(l, "\t") }
+	for i := 0; i < len(lines); {
+		end := i + 1
+		switch {
+		case lines[i] == "":
+		case indented(lines[i]):
+			end = block(lines, i, indented)
+			r.verbatim(lines[i:end])
+		default:
+			end = block(lines, i, func(l string) bool { return l != "" && !indented(l) })
+			r.gap()
+			for _, l := range lines[i:end] {
+				r.line(escapeRoff(l))
+			}
 		}
-		r.b.WriteString(".PP\n")
-		for _, l := range lines {
-			r.line(escapeRoff(l))
-		}
+		i = end
 	}
 }
 
