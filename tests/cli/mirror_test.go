@@ -370,3 +370,39 @@ func TestMirror_WaitIsGivenUp(t *testing.T) {
 	d.Must("mirror", "status", "m", "--wait")
 	equalFiles(t, a, b)
 }
+
+// Ctrl-C at any moment leaves a whole mirror or nothing.
+func TestMirror_InterruptedCreate(t *testing.T) {
+	d := harness.Start(t)
+	a, b := d.Image("a.img", 4*mib), d.Image("b.img", 4*mib)
+	made := 0
+	for i := range 24 {
+		cmd := exec.Command(harness.Binary(t), "mirror", "create", "m", a, b)
+		cmd.Env = append(os.Environ(), d.Env()...)
+		var errOut bytes.Buffer
+		cmd.Stderr = &errOut
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		stop := time.AfterFunc(time.Duration(i)*4*time.Millisecond, func() { _ = cmd.Process.Signal(syscall.SIGINT) })
+		err := cmd.Wait()
+		stop.Stop()
+		there := strings.Contains(d.Must("mirror", "ls", "-n"), "m ")
+		left := ""
+		for _, path := range []string{a + ".m.log", a + ".m.log.dmfuse", a + ".dmfuse", b + ".dmfuse"} {
+			if exists(path) {
+				left += " " + filepath.Base(path)
+			}
+		}
+		switch {
+		case (err == nil) != there:
+			t.Errorf("after %d ms: %v, and the device is there: %v\n%s", 4*i, err, there, errOut.String())
+		case !there && left != "":
+			t.Errorf("after %d ms: %s left\n%s", 4*i, left, errOut.String())
+		case there:
+			made++
+			d.Must("mirror", "rm", "m")
+		}
+	}
+	t.Logf("%d of 24 were made", made)
+}
