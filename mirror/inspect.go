@@ -41,6 +41,8 @@ func Insist(s Setup) (*Assembly, error) {
 		if l.Refill { // is filled from the beginning when the mirror is made
 			r.Legs[i].State = LegDropped
 		}
+	}
+	for i := range r.Legs {
 		if !r.Legs[i].NoCopy && s.Legs[i].Missing == nil {
 			if err := k.write(r, i); err != nil {
 				return a, fmt.Errorf("the record beside %s: %w", s.Legs[i].Path, err)
