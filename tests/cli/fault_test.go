@@ -122,3 +122,40 @@ func dropCache(t *testing.T, path string) {
 	t.Helper()
 	harness.Command{Args: []string{"dd", "of=" + path, "oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"}}.Must(t)
 }
+
+// A power cut under a mounted file system: what was synced is there afterwards,
+// what was not is gone, and fsck has nothing to say once the journal is replayed.
+func TestFault_PowerCut(t *testing.T) {
+	harness.RequireLoop(t)
+	harness.RequireTool(t, "mkfs.ext4", "e2fsck")
+	d := harness.Start(t)
+	image := d.Image("disk.img", 64*mib)
+	harness.Mkfs(t, "ext4", image)
+	d.Must("create", "disk", "--table", "0 131072 linear "+image+" 0")
+	dir := dirIn(t, d, "mnt")
+	mountDevice(t, d, "disk", dir, "-o", "commit=300") // the journal is flushed by nobody but us
+	d.Must("fault", "set", "disk", "write", "drop=until-flush")
+	write(t, dir+"/synced", "this was synced\n")
+	harness.Command{Args: []string{"sync", dir + "/synced"}}.Must(t)
+	harness.Command{Args: []string{"sync", dir}}.Must(t)
+	// With direct I/O it is on its way to the disk when the call returns, and
+	// nothing has flushed it.
+	harness.Command{Args: []string{"dd", "if=/dev/zero", "of=" + dir + "/unsynced", "bs=64k", "count=16", "oflag=direct", "status=none"}}.Must(t)
+	if out := d.Must("fault", "list", "disk"); !strings.Contains(out, "kept") {
+		t.Errorf("nothing is kept back: %s", out)
+	}
+	d.Must("fault", "set", "disk", "--replace", "write,flush,discard", "drop")
+	d.Must("umount", dir)
+	d.Must("fault", "clear", "disk")
+
+	d.Must("mount", "disk", dir) // replays the journal
+	if got, err := os.ReadFile(dir + "/synced"); err != nil || string(got) != "this was synced\n" {
+		t.Errorf("what was synced: %q, %v", got, err)
+	}
+	if _, err := os.Stat(dir + "/unsynced"); err == nil {
+		t.Error("a file that nobody synced is there")
+	}
+	d.Must("umount", dir)
+	d.Must("remove", "disk")
+	harness.Command{Args: []string{"e2fsck", "-fn", image}}.Must(t)
+}
