@@ -89,7 +89,8 @@ func samePlace(a, b place) bool {
 
 // checkLegFree refuses a leg that somebody else has in use.
 func (s *session) checkLegFree(p place) error {
-	for _, u := range s.usesOf(p) {
+	if uses := s.usesOf(p); len(uses) > 0 {
+		u := uses[0]
 		if u.role == "mirror" {
 			return fail(exitBusy, fmt.Errorf("%s cannot be a leg: the mirror %s uses it", p.what(), u.device.Name), "see it with: dmfuse mirror status "+shellQuote(u.device.Name))
 		}
