@@ -14,11 +14,11 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 
 # Packages that need the real program, root, FUSE or loop devices. They have the
 # machine to themselves: loop devices and CPU time are shared by all of them.
-ROOTPKGS := ./tests/mount ./tests/cli ./tests/crash ./tests/stress
+ROOTPKGS := ./tests/mount ./tests/cli ./tests/crash ./tests/powercut ./tests/stress
 # Only those that exist, and have tests.
 rootpkgs = $(shell for p in $(ROOTPKGS); do ls $$p/*_test.go >/dev/null 2>&1 && echo $$p; done)
 # Everything else: pure Go, no root, offline.
-unitpkgs = $(shell $(GO) list ./... | grep -vE '/tests/(mount|cli|crash|stress|kernel)(/|$$)')
+unitpkgs = $(shell $(GO) list ./... | grep -vE '/tests/(mount|cli|crash|powercut|stress|kernel)(/|$$)')
 
 # Time limits are shorter than those of CI, so that a hang prints the stacks of
 # all goroutines instead of a killed job.
