@@ -139,9 +139,14 @@ func (s *Server) Wait() { <-s.done }
 // Done is closed when Wait would return.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
+// ErrElsewhere is the answer of Unmount when the mount is out of the tree and
+// yet served: another mount namespace has a copy of it (a container that was
+// started meanwhile), or requests do not end.
+var ErrElsewhere = fmt.Errorf("%w: the mount is in use in another mount namespace, or requests are still inside", blockdev.ErrBusy)
+
 // Unmount unmounts and waits for the requests inside. While files are open it
 // tries again until ctx ends, and then returns ErrBusy: the mount goes on.
-// When the mount is gone already it only waits.
+// When the mount is gone already it only waits; see [ErrElsewhere].
 func (s *Server) Unmount(ctx context.Context) error {
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()
@@ -165,7 +170,7 @@ func (s *Server) Unmount(ctx context.Context) error {
 	case <-s.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("unmount %s: requests are still inside: %w", s.dir, context.Cause(ctx))
+		return fmt.Errorf("unmount %s: %w", s.dir, ErrElsewhere)
 	}
 }
 

@@ -19,6 +19,7 @@ type Info struct {
 	Live, Inactive bool // which tables there are
 	DeferredRemove bool // removed when the last user closes it
 	OpenCount      int  // opens of the file and uses by other mapped devices
+	FileOpens      int  // of these, opens of the file
 	EventNr        uint32
 	Targets        int             // of the live table; of the inactive one when that was asked for
 	Size           blockdev.Sector // of the live table
@@ -73,7 +74,7 @@ func (d *Device) Info(inactive bool) Info {
 	i := Info{
 		Name: d.Name(), UUID: d.uuid, Major: d.m.major, Minor: d.minor, Serial: d.serial,
 		Suspended: d.suspended, ReadOnly: d.readOnly, Live: live != nil, Inactive: d.inactive != nil,
-		DeferredRemove: d.deferredRemove, OpenCount: d.fileOpens + d.tableOpens,
+		DeferredRemove: d.deferredRemove, OpenCount: d.fileOpens + d.tableOpens, FileOpens: d.fileOpens,
 		EventNr: d.events.now(), ReadAhead: d.attr.readAhead(), ReadAheadKnown: d.loaded,
 	}
 	if d.problem != nil {

@@ -358,6 +358,9 @@ func (d *daemon) unmount(ctx context.Context, force bool) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, fs.ErrElsewhere) && d.nothingOpen():
+		d.log.WithError(err).Warn("nothing is open there: it ends with the daemon")
+		return nil
 	case !force:
 		e := control.Errorf(control.CodeBusy, "the mount %s is in use: %v", d.o.mount, err)
 		e.Holders = mountHolders(d.o.mount, d.mountDev, 0)
@@ -368,6 +371,17 @@ func (d *daemon) unmount(ctx context.Context, force bool) error {
 		d.log.WithError(err).Error("the mount stays")
 	}
 	return nil
+}
+
+// nothingOpen tells whether no file of any device is open, in whatever mount
+// namespace.
+func (d *daemon) nothingOpen() bool {
+	for _, dev := range d.manager.Devices() {
+		if dev.Info(false).FileOpens > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // finish ends the control connections, those that wait for their answer last,
