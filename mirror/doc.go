@@ -52,6 +52,20 @@
 //  12. Before the record says that a leg is filling, its area is out of sync in the
 //     log; before it says that it is in again, all legs are flushed.
 //
+// # Scrub and resync
+//
+//  13. A scrub reads the legs beside the writes. Only what differs then is looked at
+//     with its region frozen: no write or discard begins there, and those under
+//     way have ended. What differs in that look does.
+//  14. A repair happens in the same moment and is a write from the inside: rules 1
+//     and 2 hold for it, and a leg that cannot be written is treated as in rule 4
+//     or 8.
+//  15. A resync makes all bits 0 durably, with none set to 1 meanwhile, before any
+//     region counts as out of sync: from then on writes go to fewer legs.
+//  16. A table with a leg record that takes the place of another takes over what is
+//     in sync, if no log on a device says it: of the legs that both have, from a
+//     suspended mirror of the same shape (group).
+//
 // # Region states
 //
 //	not in the table  in sync, or out of sync, as the log says
@@ -82,6 +96,7 @@
 //
 // # Locks
 //
+//	group.mu       the mirrors of the process; never with a lock below but mirror.mu
 //	keeper.mu      the leg record; held while its copies are written
 //	  mirror.mu      regions, recovery, marks, held writes
 //	    dirtyLog.mu    bits, what of them is to be written
