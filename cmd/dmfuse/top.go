@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func newTopCommand(a *app) *cobra.Command {
@@ -170,12 +173,35 @@ func (a *app) showTop(l topLook, screen bool) error {
 		})
 	}
 	if screen {
+		rows = fitting(rows, terminalHeight(a.stdout)-4)
 		// Home, and the rest of the screen is cleared: nothing flickers.
 		if _, err := fmt.Fprintf(a.stdout, "\x1b[H\x1b[J%s  %d devices, %d jobs\n\n", l.Time.Format("15:04:05"), len(l.Devices), len(l.Jobs)); err != nil {
 			return err
 		}
 	}
 	return a.printTable([]string{"DEVICE", "READ/s", "BYTES", "TIME", "WRITE/s", "BYTES", "TIME", "FLUSH/s", "QUEUE", ""}, rows)
+}
+
+// fitting is the rows that have room on the screen: the busiest come first.
+func fitting(rows [][]string, room int) [][]string {
+	if room < 2 || len(rows) <= room {
+		return rows
+	}
+	more := fmt.Sprintf("... %d more", len(rows)-room+1)
+	return append(rows[:room-1:room-1], []string{more})
+}
+
+// terminalHeight is the number of lines of a terminal, 0 where w is none.
+func terminalHeight(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Row)
 }
 
 func perSecond(n float64) string {

@@ -43,6 +43,24 @@ func TestTop_Look(t *testing.T) {
 	}
 }
 
+// What has no room on the screen is counted.
+func TestTop_Screen(t *testing.T) {
+	rows := func(n int) (all [][]string) {
+		for i := range n {
+			all = append(all, []string{strings.Repeat("x", i+1)})
+		}
+		return all
+	}
+	if got := fitting(rows(9), 4); len(got) != 4 || got[3][0] != "... 6 more" || got[2][0] != "xxx" {
+		t.Errorf("%q", got)
+	}
+	for _, room := range []int{9, 20, 0, -4} { // enough, or not known
+		if got := fitting(rows(9), room); len(got) != 9 {
+			t.Errorf("room %d: %d rows", room, len(got))
+		}
+	}
+}
+
 func TestTop(t *testing.T) {
 	m := newMachine(t, map[uint32]int64{0: 64}, nil)
 	for _, argv := range [][]string{
