@@ -138,13 +138,20 @@ func recordRefusal(found *mirror.Assembly) error {
 }
 
 // insist decides what --force does with a record that does not fit: the mirror
-// is assembled all the same where that can be, else it begins anew.
+// is assembled all the same where that can be. It begins anew where it has
+// another shape, or where only the log has a record, which is of other legs.
 func (p *mirrorPlan) insist() error {
 	r := &p.record
+	r.anew = true
+	for _, l := range r.found.Legs {
+		r.anew = r.anew && l.ID >= r.found.Found.NextID
+	}
 	for _, x := range r.found.Problems {
 		switch x.Kind {
-		case mirror.AssemblyShape, mirror.AssemblyNoSource, mirror.AssemblyUnreadable, mirror.AssemblyTwice:
+		case mirror.AssemblyShape:
 			r.anew = true
+		case mirror.AssemblyUnreadable, mirror.AssemblyTwice:
+			return recordRefusal(r.found)
 		}
 	}
 	if !r.anew {
@@ -240,7 +247,10 @@ func (p *mirrorPlan) makeRecord() error {
 	if !r.insist {
 		return nil
 	}
-	_, err := mirror.Insist(p.setup())
+	found, err := mirror.Insist(p.setup())
+	if err == nil {
+		r.found = found
+	}
 	return err
 }
 
@@ -274,6 +284,9 @@ func (r *recordPlan) text(p *mirrorPlan) []string {
 	out := []string{fmt.Sprintf("%s was made before with these legs and is assembled again", p.o.name)}
 	filled := false
 	for _, l := range r.found.Legs {
+		if l.State == mirror.LegIn && l.Why != "" {
+			out = append(out, fmt.Sprintf("%s is taken as it is: %s", l.Path, l.Why))
+		}
 		if l.Refill {
 			filled = true
 			out = append(out, fmt.Sprintf("%s is filled from the others: %s", l.Path, l.Why))

@@ -227,6 +227,34 @@ func TestMirrorLegs_OneIsMissingAtAssembly(t *testing.T) {
 	equalFiles(t, a, c)
 }
 
+// When only a leg is left that lacks data, it is refused, and taken by force.
+func TestMirrorLegs_OnlyTheStaleOneIsLeft(t *testing.T) {
+	d := harness.Start(t)
+	a, b, c := d.Image("a.img", 4*mib), d.Image("b.img", 4*mib), d.Image("c.img", 4*mib)
+	d.Must("mirror", "create", "m", a, b, "--wait")
+	writeAt(t, d.Dev("m"), 0, "old")
+	d.Must("message", "m", "0", "drop", "1")
+	writeAt(t, d.Dev("m"), 0, "new")
+	d.Must("remove", "m")
+	unchanged(t, d, func() {
+		refused(t, d.CLI("mirror", "create", "m", b, c), 1, a, "--force")
+		refused(t, d.CLI("mirror", "create", "m", b, c, "--region-size", "64k", "--force"), 1, "lacks data", "put another first")
+	})
+	if r := d.CLI("mirror", "create", "m", b, c, "--force", "--wait"); r.Code != 0 || !strings.Contains(r.Stderr, "insisted on") {
+		t.Errorf("%v", r)
+	}
+	if got := readAt(t, d.Dev("m"), 0, 3); got != "old" {
+		t.Errorf("reads %q", got)
+	}
+	d.Must("mirror", "rm", "m")
+	equalFiles(t, b, c)
+	if got := readAt(t, a, 0, 3); got != "new" {
+		t.Errorf("the leg that was not there holds %q", got)
+	}
+	// Its record still knows that it has all; the leg that is new has other data.
+	refused(t, d.CLI("mirror", "create", "m", a, c), 4, "differs from the file "+a+" at byte 0", "--force")
+}
+
 // A new leg that holds other data, or belongs to a mirror, is refused.
 func TestMirrorLegs_NewOnesAreChecked(t *testing.T) {
 	d := harness.Start(t)
