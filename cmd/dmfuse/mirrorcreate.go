@@ -229,7 +229,18 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 	case err != nil:
 		return nil, fmt.Errorf("the mirror %s is not made: %w", p.o.name, stepText(err))
 	}
+	if p.o.nosync && !p.record.fits {
+		s.readOneLeg(ctx, p.o.name)
+	}
 	return resultOf(r, p.o.name), nil
+}
+
+// readOneLeg makes reads take one leg: nobody has made the legs equal, and two
+// reads of the same block must not differ.
+func (s *session) readOneLeg(ctx context.Context, name string) {
+	if _, err := s.c.Message(ctx, control.ByName(name), 0, []string{"policy", "read-balance=default"}); err != nil {
+		s.a.note("reads of %s are spread over legs that may differ: %v", name, err)
+	}
 }
 
 // giveUp sees to it that no device is left when its maker was interrupted: the
