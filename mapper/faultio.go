@@ -15,6 +15,9 @@ import (
 // meet asks the rules about a request and makes it wait. The decider is the hit
 // that settles what becomes of it, nil if it goes on as it is.
 func (f *faults) meet(ctx context.Context, op faultrule.Op, name string, off, n int64) (hits []faultrule.Hit, decider *faultrule.Hit, err error) {
+	if n == 0 && op != faultrule.Flush {
+		return nil, nil, nil // a request for nothing touches no place
+	}
 	hits = faultrule.Judge(f.rules, op, off, n)
 	if len(hits) == 0 {
 		return nil, nil, nil

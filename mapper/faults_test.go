@@ -451,6 +451,26 @@ func TestFaults_ArmedWhenTheCallReturns(t *testing.T) {
 	wg.Wait()
 }
 
+// A request for nothing, as a device above may send, meets no rule.
+func TestFaults_EmptyRequests(t *testing.T) {
+	m, _ := newManager(t, nil)
+	d := mustCreate(t, m, "d", "0 64 linear 7:0 0")
+	for _, rule := range []string{"write tear=512", "write drop=until-flush", "read,write errno=EIO", "read,write corrupt"} {
+		mustFault(t, d, rule)
+		low := &mappedLower{dev: d, ctx: func() context.Context { return limit(t) }}
+		if _, err := low.WriteAt(nil, 512); err != nil {
+			t.Errorf("%s: write of nothing: %v", rule, err)
+		}
+		if _, err := low.ReadAt(nil, 512); err != nil {
+			t.Errorf("%s: read of nothing: %v", rule, err)
+		}
+		if list := d.Faults(); list[0].Seen != 0 || list[0].Kept != 0 {
+			t.Errorf("%+v", list)
+		}
+		mustClear(t, d)
+	}
+}
+
 func TestFaults_Message(t *testing.T) {
 	m, _ := newManager(t, nil)
 	d := mustCreate(t, m, "d", "0 8 linear 7:0 0")
