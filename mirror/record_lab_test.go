@@ -110,8 +110,11 @@ func (f *recordFiles) create(path string, data []byte) (string, error) {
 		return "", err
 	}
 	slot := int64(number(f.dir[name], 0)) + 1
-	for number(f.data[name], slot) != 0 {
+	for slot < recordSlots && number(f.data[name], slot) != 0 {
 		slot++
+	}
+	if slot == recordSlots { // a long run begins anew
+		slot = 1
 	}
 	return fmt.Sprintf("%s#%d", name, slot), setNumber(f.data[name], slot, f.contents.add(data))
 }
