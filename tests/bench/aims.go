@@ -2,12 +2,14 @@ package main
 
 import "slices"
 
-// aim is a promise of speed: in one row, a subject against another.
+// aim is a promise of speed: in one row, a subject against another, or, with
+// AtMost, its own figure.
 type aim struct {
 	Row     string  `json:"row"`
 	Subject string  `json:"subject"`
 	Against string  `json:"against"`
-	AtLeast float64 `json:"at_least"`
+	AtLeast float64 `json:"at_least,omitempty"`
+	AtMost  float64 `json:"at_most,omitempty"`
 	Ratio   float64 `json:"ratio"`
 	Low     float64 `json:"low"`
 	High    float64 `json:"high"`
@@ -25,6 +27,14 @@ func aims() []aim {
 		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
 		{Row: "memory/1M-write-d16", Subject: nameSnap64k, Against: nameQcow64k, AtLeast: 1},
 		{Row: "memory/1M-write-d16", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1},
+		{Row: "memory/4k-write-d16", Subject: nameMirror, Against: nameLinear, AtLeast: 0.7},
+		{Row: "memory/4k-read-d16", Subject: nameMirror, Against: nameMirror1, AtLeast: 1},
+		{Row: "memory/resync", Subject: nameResync, Against: nameDD, AtLeast: 1},
+		{Row: "memory/resync", Subject: nameResync, Against: nameConvert, AtLeast: 1},
+		{Row: "disk/resync", Subject: nameResync, Against: nameDD, AtLeast: 1},
+		{Row: "disk/resync", Subject: nameResync, Against: nameConvert, AtLeast: 1},
+		{Row: "memory/resync-sparse", Subject: nameSparseNew, Against: nameResync, AtLeast: 10},
+		{Row: "memory/first-byte-1TiB", Subject: nameFirstByte, AtMost: 50},
 	}
 }
 
@@ -36,11 +46,14 @@ func (rep *report) judge() {
 			continue
 		}
 		list := rep.Rows[i].ratios(a.Subject, a.Against)
+		if a.Against == "" {
+			list = rep.Rows[i].figures(a.Subject)
+		}
 		if len(list) == 0 {
 			continue
 		}
 		a.Ratio, a.Low, a.High = median(list), slices.Min(list), slices.Max(list)
-		a.Met = a.Ratio >= a.AtLeast
+		a.Met = a.Ratio >= a.AtLeast && (a.AtMost == 0 || a.Ratio <= a.AtMost)
 		rep.Aims = append(rep.Aims, a)
 	}
 }

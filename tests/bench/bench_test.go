@@ -78,12 +78,25 @@ func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
 // Every aim names a load and two subjects that there are.
 func TestAims(t *testing.T) {
 	rep := report{}
-	for _, l := range loads("memory") {
-		r := newRow("memory", l, peers())
-		for _, s := range subjectsOf(peers(), "memory", l) {
-			r.add(s.name, sample{Figure: 1}, nil)
+	for _, place := range []string{"memory", "disk"} {
+		for _, l := range loads(place) {
+			r := newRow(place, l, peers())
+			for _, s := range subjectsOf(peers(), place, l) {
+				r.add(s.name, sample{Figure: 1}, nil)
+			}
+			rep.Rows = append(rep.Rows, r)
 		}
-		rep.Rows = append(rep.Rows, r)
+		for _, k := range tasks() {
+			r := newTaskRow(place, k)
+			for _, s := range k.subjects {
+				figure := 1.0
+				if s.name == nameSparseNew {
+					figure = 10
+				}
+				r.add(s.name, sample{Figure: figure}, nil)
+			}
+			rep.Rows = append(rep.Rows, r)
+		}
 	}
 	rep.judge()
 	if len(rep.Aims) != len(aims()) || rep.missed() {

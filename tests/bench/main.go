@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -140,17 +141,23 @@ func measure(ctx context.Context, o options, rep *report) (err error) {
 				todo = append(todo, l)
 			}
 		}
-		if len(todo) == 0 {
+		var also []task
+		for _, k := range tasks() {
+			if at.dir != "" && slices.Contains(k.places, at.name) && o.rows.MatchString(at.name+"/"+k.name) {
+				also = append(also, k)
+			}
+		}
+		if len(todo)+len(also) == 0 {
 			continue
 		}
-		if err := measurePlace(ctx, o, at.name, at.dir, todo, rep); err != nil {
+		if err := measurePlace(ctx, o, at.name, at.dir, todo, also, rep); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func measurePlace(ctx context.Context, o options, name, dir string, todo []load, rep *report) (err error) {
+func measurePlace(ctx context.Context, o options, name, dir string, todo []load, also []task, rep *report) (err error) {
 	p, err := newPlace(ctx, o, name, dir)
 	if err != nil {
 		return err
@@ -162,6 +169,14 @@ func measurePlace(ctx context.Context, o options, name, dir string, todo []load,
 		fmt.Print(row.text())
 		if err != nil {
 			return fmt.Errorf("%s/%s: %w", name, l.name(), err)
+		}
+	}
+	for _, k := range also {
+		row, err := p.do(ctx, k, o)
+		rep.Rows = append(rep.Rows, row)
+		fmt.Print(row.text())
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w", name, k.name, err)
 		}
 	}
 	return nil

@@ -25,6 +25,7 @@ type row struct {
 	Place string `json:"place"`
 	Load  string `json:"load"`
 	Unit  string `json:"unit"`
+	Base  string `json:"ratio_to"` // the subject that ratios are taken to
 	Cells []cell `json:"subjects"`
 }
 
@@ -35,12 +36,12 @@ type cell struct {
 	Median  float64  `json:"median"`
 	P99     float64  `json:"p99_us"`
 	CPU     float64  `json:"cpu_us"`
-	Ratio   float64  `json:"ratio_to_go_fuse"`
+	Ratio   float64  `json:"ratio"`
 	Error   string   `json:"error,omitempty"` // why there are no figures
 }
 
 func newRow(place string, l load, all []subject) row {
-	r := row{Place: place, Load: l.name(), Unit: l.unit()}
+	r := row{Place: place, Load: l.name(), Unit: l.unit(), Base: nameGoFuse}
 	for _, s := range subjectsOf(all, place, l) {
 		r.Cells = append(r.Cells, cell{Subject: s.name})
 	}
@@ -75,7 +76,7 @@ func (r *row) sum() {
 		c.Median = median(each(c.Samples, func(s sample) float64 { return s.Figure }))
 		c.P99 = median(each(c.Samples, func(s sample) float64 { return s.P99 }))
 		c.CPU = median(each(c.Samples, func(s sample) float64 { return s.CPU }))
-		c.Ratio = median(r.ratios(c.Subject, nameGoFuse))
+		c.Ratio = median(r.ratios(c.Subject, r.Base))
 	}
 }
 
@@ -90,6 +91,15 @@ func (r *row) ratios(a, b string) []float64 {
 		list = append(list, x.Samples[i].Figure/y.Samples[i].Figure)
 	}
 	return list
+}
+
+// figures are those of one subject, round by round.
+func (r *row) figures(subject string) []float64 {
+	c := r.cell(subject)
+	if c == nil {
+		return nil
+	}
+	return each(c.Samples, func(s sample) float64 { return s.Figure })
 }
 
 func each(list []sample, f func(sample) float64) []float64 {
@@ -116,7 +126,7 @@ func median(list []float64) float64 {
 // text is a row as a table of its own.
 func (r *row) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-30s %10s %10s %10s %12s\n", r.Place+"/"+r.Load, r.Unit, "p99 µs", "CPU µs", "of go-fuse")
+	fmt.Fprintf(&b, "%-30s %10s %10s %10s %12s\n", r.Place+"/"+r.Load, r.Unit, "p99 µs", "CPU µs", "of "+strings.Fields(r.Base)[0])
 	for _, c := range r.Cells {
 		switch {
 		case c.Error != "":
@@ -126,7 +136,11 @@ func (r *row) text() string {
 			if c.CPU > 0 {
 				cpu = fmt.Sprintf("%.1f", c.CPU)
 			}
-			fmt.Fprintf(&b, "  %-28s %10.1f %10.0f %10s %12.2f\n", c.Subject, c.Median, c.P99, cpu, c.Ratio)
+			p99 := "-" // no requests
+			if c.P99 > 0 {
+				p99 = fmt.Sprintf("%.0f", c.P99)
+			}
+			fmt.Fprintf(&b, "  %-28s %10.1f %10s %10s %12.2f\n", c.Subject, c.Median, p99, cpu, c.Ratio)
 		}
 	}
 	return b.String() + "\n"
@@ -144,8 +158,11 @@ func (rep *report) text() string {
 		if !a.Met {
 			word = "MISSED"
 		}
-		fmt.Fprintf(&b, "  %-22s %-20s / %-22s %5.2f  (%.2f to %.2f)  aim %.2f  %s\n",
-			a.Row, a.Subject, a.Against, a.Ratio, a.Low, a.High, a.AtLeast, word)
+		what, aim := a.Subject+" / "+a.Against, fmt.Sprintf("%.2f", a.AtLeast)
+		if a.Against == "" {
+			what, aim = a.Subject, fmt.Sprintf("at most %.0f", a.AtMost)
+		}
+		fmt.Fprintf(&b, "  %-22s %-45s %5.2f  (%.2f to %.2f)  aim %s  %s\n", a.Row, what, a.Ratio, a.Low, a.High, aim, word)
 	}
 	return b.String()
 }

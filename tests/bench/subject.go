@@ -21,6 +21,9 @@ const (
 	nameQcow64k  = "qcow2 64k"
 	nameQcow4k   = "qcow2 4k"
 	nameQcow128k = "qcow2 128k extended_l2"
+	nameLinear   = "dmfuse linear"
+	nameMirror   = "dmfuse mirror, 2 legs"
+	nameMirror1  = "dmfuse mirror, 1 leg read"
 )
 
 // subject is one of those that are compared.
@@ -32,6 +35,8 @@ type subject struct {
 	once bool
 	// writes: it has nothing of its own to show for a read.
 	writes bool
+	// reads: likewise for a write.
+	reads bool
 	// memory: on a disk it would show nothing that others do not.
 	memory bool
 	open   func(ctx context.Context, p *place, o *opened) error
@@ -66,7 +71,9 @@ func peers() []subject {
 	return []subject{
 		{name: nameFile, open: openFile},
 		{name: nameGoFuse, open: openGoFuse},
-		{name: "dmfuse linear", bin: ours, memory: true, open: openTable(linear)},
+		{name: nameLinear, bin: ours, open: openTable(linear)},
+		{name: nameMirror, bin: ours, open: openMirror("load")},
+		{name: nameMirror1, bin: ours, reads: true, open: openMirror("default")},
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
 		{name: "dmfuse origin, 0 snapshots", bin: ours, memory: true, open: openOrigin(0)},
@@ -82,7 +89,7 @@ func peers() []subject {
 func subjectsOf(all []subject, place string, l load) []subject {
 	var list []subject
 	for _, s := range all {
-		if (l.write || !s.writes) && (place == "memory" || !s.memory) {
+		if (l.write || !s.writes) && (!l.write || !s.reads) && (place == "memory" || !s.memory) {
 			list = append(list, s)
 		}
 	}
