@@ -163,7 +163,7 @@ func until(s plan.Step) (r plan.Result, err error) {
 	if err != nil {
 		return r, err
 	}
-	for end := time.Now().Add(limit); ; time.Sleep(pause) {
+	for end := time.Now().Add(limit); ; time.Sleep(pause) { // sleep: the kernel tells of nothing that a recovery does
 		if len(s.Args) > 0 {
 			r, err = command(s.Args)
 		} else {
