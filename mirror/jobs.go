@@ -97,8 +97,8 @@ func (m *mirror) resyncStateLocked(now time.Time) (target.JobState, string) {
 	case !m.rec.on:
 		return target.JobPaused, "the device is suspended"
 	case m.rec.active > 0:
-		return target.JobRunning, fmt.Sprintf("from leg %d, %s; %d regions left", m.def.Load(), source.dev.Name(), left)
-	case source.has(writeError | flushError):
+		return target.JobRunning, fmt.Sprintf("from leg %d, %s%s; %d regions left", m.def.Load(), source.dev.Name(), m.fillText(), left)
+	case m.keep == nil && source.has(writeError|flushError):
 		return target.JobFailed, fmt.Sprintf("leg %d, %s, lacks writes that were answered, and is not copied over the others; suspend and resume to take it as it is", m.def.Load(), source.dev.Name())
 	case !m.rec.next.IsZero():
 		return target.JobWaiting, fmt.Sprintf("%d regions could not be copied; next try in %v", left, max(m.rec.next.Sub(now), 0).Round(time.Second))
@@ -106,6 +106,18 @@ func (m *mirror) resyncStateLocked(now time.Time) (target.JobState, string) {
 		return target.JobFailed, fmt.Sprintf("%d regions could not be copied; they are tried at the next resume, or by the message recover", left)
 	}
 	return target.JobRunning, fmt.Sprintf("%d regions left", left)
+}
+
+// fillText names the legs that are being filled.
+func (m *mirror) fillText() string {
+	if !m.filling() {
+		return ""
+	}
+	text := ""
+	for _, i := range legList(uint64(m.keep.active.Load() &^ m.keep.in.Load())) {
+		text += fmt.Sprintf(", to leg %d, %s", i, m.legs[i].dev.Name())
+	}
+	return text
 }
 
 func (s *scrub) jobLocked(now time.Time) target.Job {
