@@ -79,6 +79,7 @@ var (
 	_ target.Zeroer           = (*mirror)(nil)
 	_ target.Extenter         = (*mirror)(nil)
 	_ target.Messager         = (*mirror)(nil)
+	_ target.Breaker          = (*mirror)(nil)
 	_ Reporter                = (*mirror)(nil)
 )
 

@@ -19,6 +19,9 @@ type recorded struct {
 	active atomic.Uint32   // these and those that are filled
 	alike  []atomic.Uint64 // regions in which the legs that are in are equal, in sync or not; written with mirror.mu held
 
+	broken  atomic.Bool // only memory says that leg 0 lacks data; see target.Breaker
+	unsaved atomic.Bool // that changed, and the daemon's own record does not say so yet
+
 	lost atomic.Bool // the record says that the log is not to be trusted, durably
 
 	// Guarded by mirror.mu.
@@ -60,6 +63,9 @@ func (m *mirror) openRecord(missing map[int]error) error {
 		return err
 	}
 	err = a.Err()
+	if err == nil && a.Fresh && m.env.Restoring && m.env.Broken {
+		err = fmt.Errorf("%w: mirror: leg %s lacks data that was written, which was known in memory only: make the mirror again, with a leg first that has it", blockdev.ErrInvalid, s.Legs[0].Path)
+	}
 	for i := range m.legs {
 		if err != nil && missing[i] != nil {
 			return fmt.Errorf("%w: %v", missing[i], err)
@@ -205,8 +211,23 @@ func (m *mirror) takeRecord(r Record, a *Assembly) {
 	if in != 0 {
 		m.def.Store(int32(bits.TrailingZeros32(in)))
 	}
+	if broken := in&1 == 0 && !everPlaced(k.setup); k.broken.Swap(broken) != broken {
+		k.unsaved.Store(true)
+	}
 	m.loops.wake(loopRecover)
 	m.loops.wake(loopPromote)
+}
+
+// Broken tells whether only memory says that leg 0 lacks data: a restart must not
+// take it for the source.
+func (m *mirror) Broken() bool { return m.keep != nil && m.keep.broken.Load() }
+
+// saveBroken tells the daemon's own record of a change of Broken, before the
+// request that saw it is answered.
+func (m *mirror) saveBroken() {
+	if m.keep.unsaved.Load() && m.keep.unsaved.Swap(false) && m.env.Record != nil {
+		m.env.Record()
+	}
 }
 
 // takePoliciesLocked takes policies from the record, and into it those that were

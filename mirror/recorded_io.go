@@ -63,9 +63,11 @@ func (m *mirror) issueRecorded(ctx context.Context, p piece, c *change) error {
 	failed, first := m.onEach(mask, c, p.off, p.n)
 	if failed == 0 {
 		m.leave(p)
+		m.saveBroken()
 		return nil
 	}
 	err := m.legsFailed(mask, failed, writeError, first)
+	m.saveBroken()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
@@ -204,9 +206,11 @@ func (m *mirror) flushRecorded() error {
 	mask := m.keep.active.Load()
 	failed, first := m.onMask(mask, flushLeg)
 	if failed == 0 {
+		m.saveBroken()
 		return nil
 	}
 	err := m.legsFailed(mask, failed, writeError, first)
+	m.saveBroken()
 	if err != nil {
 		m.loseWritten()
 	}

@@ -529,12 +529,25 @@ func TestRecorded_Memory(t *testing.T) {
 	fill(t, l.mem("a", recordedSize), oldSeed)
 	l.mem("b", recordedSize)
 	a := l.fault("a")
-	tb := l.live("0 64 mirror core 1 8 2 a 0 b 0 1 leg_record")
+	const line = "0 64 mirror core 1 8 2 a 0 b 0 1 leg_record"
+	saved := false
+	var tb *table
+	tb = l.live(line, func(e *target.Env) { e.Record = func() { saved = tb.Broken() } })
 	defer tb.close()
 	tb.filledUp()
 	a.SetText(notWorking)
+	if tb.Broken() {
+		t.Error("broken at first")
+	}
 	if err := tb.write(7, 8, 2); err != nil {
 		t.Fatal(err)
+	}
+	if !saved {
+		t.Error("the daemon does not know that leg 0 lacks data")
+	}
+	restored := func(e *target.Env) { e.Restoring, e.Broken = true, true }
+	if _, err := newRecordLabOn(l).load(line, restored); !errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), "in memory only") {
+		t.Errorf("restored by another daemon: %v", err)
 	}
 	if r := tb.Report(); tb.states() != "dropped in" || r.Record.Copies != 0 {
 		t.Errorf("states %q, %+v", tb.states(), r.Record)
@@ -553,4 +566,11 @@ func TestRecorded_Words(t *testing.T) {
 			t.Errorf("%q: %v", words, err)
 		}
 	}
+}
+
+// newRecordLabOn is another daemon on the devices of a lab.
+func newRecordLabOn(l *recordLab) *recordLab {
+	n := l.again()
+	n.o.group = newGroup()
+	return n
 }
