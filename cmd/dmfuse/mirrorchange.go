@@ -115,6 +115,11 @@ func (a *app) findNewLeg(ctx context.Context, s *session, m mapped, t mirrorTabl
 	if p.sectors() < t.length {
 		return p, failf(exitFailed, "%s has %d bytes, fewer than the %d of the mirror %s", p.what(), p.size, m.SizeBytes, m.Name)
 	}
+	if isFile(p) {
+		if err := checkBeside(p.path); err != nil {
+			return p, err
+		}
+	}
 	if err := checkForeignSidecar(p, force); err != nil {
 		return p, err
 	}

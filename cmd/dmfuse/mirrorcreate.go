@@ -83,8 +83,12 @@ func (a *app) mirrorCreate(ctx context.Context, o mirrorOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := a.answerMirror(info, p); err != nil || !o.wait {
+	if err := a.answerMirror(info, p); err != nil {
 		return err
+	}
+	if !o.wait {
+		a.sayDropped(ctx, s, o.name)
+		return nil
 	}
 	_, err = a.followResync(ctx, s, o.name)
 	return err
@@ -259,6 +263,17 @@ func (s *session) giveUp(name string, why error) error {
 		return errors.Join(errUnknownOutcome, why, err)
 	}
 	return fmt.Errorf("the mirror %s is not made: %w", name, s.takeBack(name, why))
+}
+
+// sayDropped tells of legs that do not serve from the beginning.
+func (a *app) sayDropped(ctx context.Context, s *session, name string) {
+	r, err := s.report(ctx, name)
+	if err != nil {
+		return // gone again
+	}
+	for _, bad := range reportProblems(r) {
+		a.note("%s is degraded: %s", name, bad)
+	}
 }
 
 // createdMirror is the answer of mirror create.

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/mirror"
+	"golang.org/x/sys/unix"
 )
 
 // The leg record beside legs and log: what it says of a mirror that is to be
@@ -17,14 +19,13 @@ import (
 
 // recordPlan is what the records mean.
 type recordPlan struct {
-	hint     *mirror.Record // the newest copy beside a leg, if there is one
-	broken   []string       // sidecars beside legs that are no record of them
-	found    *mirror.Assembly
-	fits     bool // the mirror was made before: it is assembled again
-	insist   bool // problems are overridden (--force)
-	anew     bool // records are taken away (--force)
-	undos    []func() error
-	sidecars []string // files that have, or will have, a sidecar
+	hint   *mirror.Record // the newest copy beside a leg, if there is one
+	broken []string       // sidecars beside legs that are no record of them
+	found  *mirror.Assembly
+	fits   bool // the mirror was made before: it is assembled again
+	insist bool // problems are overridden (--force)
+	anew   bool // records are taken away (--force)
+	undos  []func() error
 }
 
 // readHint reads what stands beside the legs, for what the user left to us.
@@ -106,7 +107,44 @@ func (a *app) planRecord(p *mirrorPlan) error {
 		return usagef("--nosync: the mirror was made before, and its record says what is in sync")
 	}
 	a.sayNoRecord(p)
+	if err := p.checkBeside(); err != nil {
+		return err
+	}
 	return p.planKept()
+}
+
+// checkBeside refuses files beside which no record can be written: such a leg
+// would be dropped at once.
+func (p *mirrorPlan) checkBeside() error {
+	for _, file := range p.filesWithRecord() {
+		if err := checkBeside(file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkBeside(file string) error {
+	dir := filepath.Dir(file)
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fail(exitFailed, fmt.Errorf("the record of the mirror cannot be written beside %s: %s: %w", file, dir, err),
+			"make the directory writable, or use a block device or a device of dmfuse over the file: these have no record")
+	}
+	return nil
+}
+
+// filesWithRecord are the files that have a record beside them, or will.
+func (p *mirrorPlan) filesWithRecord() []string {
+	var files []string
+	for _, l := range p.legs {
+		if isFile(l) && l.missing == nil {
+			files = append(files, l.path)
+		}
+	}
+	if p.log.inFile() {
+		files = append(files, p.log.path)
+	}
+	return files
 }
 
 // sayNoRecord tells when a mirror has no place for its record.
@@ -225,15 +263,7 @@ func (p *mirrorPlan) newLegs() (source place, legs []place) {
 // what --force overrides.
 func (p *mirrorPlan) makeRecord() error {
 	r := &p.record
-	for _, l := range p.legs {
-		if isFile(l) && l.missing == nil {
-			r.sidecars = append(r.sidecars, l.path)
-		}
-	}
-	if p.log.inFile() {
-		r.sidecars = append(r.sidecars, p.log.path)
-	}
-	for _, file := range r.sidecars {
+	for _, file := range p.filesWithRecord() {
 		if err := r.keepSidecar(file); err != nil {
 			return err
 		}
