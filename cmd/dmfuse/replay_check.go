@@ -33,7 +33,7 @@ func (r *replayer) check(ctx context.Context, path string, res checkResult) (boo
 	cmd.Env = append(os.Environ(), "DEV="+path, "DMFUSE_ENTRY="+strconv.Itoa(res.Entry), "DMFUSE_MARK="+res.Mark, "DMFUSE_SEED="+res.Seed)
 	out, err := cmd.CombinedOutput()
 	if cerr := ctx.Err(); cerr != nil {
-		return false, cerr
+		return false, fmt.Errorf("stopped during the check after entry %d: %w", res.Entry, cerr)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -122,7 +122,7 @@ func (r *replayer) statesOf(ctx context.Context, c *replay.Cut, pick uint64, bas
 // state makes one content, and checks it.
 func (r *replayer) state(ctx context.Context, s *replay.State, base *blockdev.Handle, sum *enumerated) (bool, error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return false, fmt.Errorf("stopped before the content with seed %s: %w", s.Seed(), err)
 	}
 	c := s.Cut
 	res := checkResult{Entry: c.End, Mark: c.Mark, Seed: s.Seed(), Units: c.Units()}

@@ -82,7 +82,6 @@ type clone struct {
 	loaded       bool    // it was
 	whole        atomic.Bool
 	copier       *kcopyd.Client
-	throttle     *kcopyd.Throttle
 
 	users  atomic.Int64 // requests under way
 	broken atomic.Bool  // mode is modeFail
@@ -125,8 +124,7 @@ func (o Options) newClone(env *target.Env, args []string) (target.Target, error)
 	if pages == 0 {
 		pages = defaultCopyPages
 	}
-	c.throttle = kcopyd.NewThrottle(100)
-	c.copier, err = kcopyd.New(kcopyd.Options{Pages: pages, Throttle: c.throttle})
+	c.copier, err = kcopyd.New(kcopyd.Options{Pages: pages})
 	return c, err
 }
 
