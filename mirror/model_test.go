@@ -122,6 +122,15 @@ func (m *model) actions() map[string]func(*rapid.T) {
 				}).Draw(t, "rules"))
 			}
 		},
+		"resync": func(t *rapid.T) {
+			_, _ = m.tb.Message(ctx, []string{"resync"}) // refused when the log has failed
+		},
+		"scrub": func(t *rapid.T) {
+			m.tb.message("scrub start")
+			if r := m.tb.scrubbed(); r.State != ScrubDone || r.DifferingRanges > 0 {
+				t.Fatalf("what is in sync differs: %+v", r)
+			}
+		},
 		"suspend": func(t *rapid.T) {
 			m.tb.suspend(rapid.Bool().Draw(t, "noflush"))
 			m.tb.resume()
