@@ -25,13 +25,14 @@ type recorded struct {
 	lost atomic.Bool // the record says that the log is not to be trusted, durably
 
 	// Guarded by mirror.mu.
-	epoch  uint64            // changes of the set of active legs
-	copies uint64            // regions recovered
-	paused bool              // a leg is about to be filled: no copy begins
-	made   bool              // the first resume is over
-	early  map[string]string // policies set before
+	epoch  uint64 // changes of the set of active legs
+	copies uint64 // regions recovered
+	paused bool   // a leg is about to be filled: no copy begins
+	made   bool   // the first resume is over
 
-	late []func() // what Hooks.NoDropWait puts off; guarded by keeper.mu
+	early   map[string]string // policies that were set and are to be put into it; guarded by keeper.mu
+	stopped bool              // suspended: another table may keep the record now; guarded by keeper.mu
+	late    []func()          // what Hooks.NoDropWait puts off; guarded by keeper.mu
 }
 
 // openRecord looks at the copies of the record, when all devices are open, and
@@ -280,6 +281,10 @@ func (m *mirror) keepPolicies(set map[string]string) error {
 	if !made || m.env.ReadOnly {
 		return nil
 	}
+	if k.stopped { // until the resume
+		k.early = merged(k.early, set)
+		return nil
+	}
 	n := k.rec.next(time.Now())
 	n.Policies = merged(n.Policies, set)
 	return m.changeRecordLocked(n)
@@ -288,6 +293,9 @@ func (m *mirror) keepPolicies(set map[string]string) error {
 // changeRecordLocked makes a record durable and takes it into use; legs that it
 // drops are an event. The caller holds keeper.mu.
 func (m *mirror) changeRecordLocked(n Record) error {
+	if m.keep.stopped {
+		return fmt.Errorf("%w: mirror: suspended", blockdev.ErrBusy)
+	}
 	old := m.keep.rec
 	r, err := m.keep.commitLocked(n, time.Now())
 	if err != nil {
@@ -297,6 +305,29 @@ func (m *mirror) changeRecordLocked(n Record) error {
 	m.takeRecord(r, nil)
 	m.tell(old, r)
 	return nil
+}
+
+// stopRecord changes the record no more: another table may take it over.
+func (m *mirror) stopRecord() {
+	if m.keep != nil {
+		m.keep.mu.Lock()
+		defer m.keep.mu.Unlock()
+		m.keep.stopped = true
+	}
+}
+
+// goOnRecord takes up the record again at a resume of the same table, with the
+// policies that were set meanwhile.
+func (m *mirror) goOnRecord() {
+	k := m.keep
+	k.mu.Lock()
+	k.stopped = false
+	set := k.early
+	k.early = nil
+	k.mu.Unlock()
+	if err := m.keepPolicies(set); err != nil {
+		m.log().WithError(err).Warn("policies are not kept")
+	}
 }
 
 // tell logs what changed and raises an event.

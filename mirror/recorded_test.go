@@ -483,6 +483,33 @@ func TestRecorded_ReadOnly(t *testing.T) {
 	}
 }
 
+// TestRecorded_Suspended: while a mirror is suspended another table may keep the
+// record. Policies wait for the resume.
+func TestRecorded_Suspended(t *testing.T) {
+	l, tb, _ := recordedTable(t, "ab")
+	generation := l.side("a").Generation
+	tb.suspend(false)
+	for _, words := range [][]string{{"drop", "a"}, {"resync", "b"}} {
+		if _, err := tb.Message(context.Background(), words); !errors.Is(err, blockdev.ErrBusy) {
+			t.Errorf("%q: %v", words, err)
+		}
+	}
+	if _, err := tb.Message(context.Background(), []string{"policy", "retry=5s"}); err != nil {
+		t.Error(err)
+	}
+	if g := l.side("a").Generation; g != generation {
+		t.Errorf("generation %d, was %d", g, generation)
+	}
+	tb.resume()
+	if got := l.side("a").Policies["retry"]; got != "5s" {
+		t.Errorf("the record has retry=%q", got)
+	}
+	if got := tb.states(); got != "in in" {
+		t.Errorf("states %q", got)
+	}
+	tb.close()
+}
+
 func TestRecorded_Messages(t *testing.T) {
 	_, tb, _ := recordedTable(t, "ab")
 	defer tb.close()

@@ -37,6 +37,7 @@ func (m *mirror) PresuspendUndo() {
 // Postsuspend clears the bits of all regions: there are no writes.
 func (m *mirror) Postsuspend() {
 	m.stopLoops()
+	defer m.stopRecord()
 	if m.env.ReadOnly {
 		return
 	}
@@ -86,10 +87,14 @@ func (m *mirror) stopLoops() {
 
 // Preresume refuses legs whose record does not allow to make a mirror of them.
 func (m *mirror) Preresume() error {
-	if m.keep == nil || m.keep.made {
+	switch {
+	case m.keep == nil:
 		return nil
+	case !m.keep.made:
+		return m.assembleRecord()
 	}
-	return m.assembleRecord()
+	m.goOnRecord()
+	return nil
 }
 
 // Resume reads the log and starts the recovery (kernel: mirror_resume). A log
