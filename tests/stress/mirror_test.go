@@ -48,6 +48,7 @@ func TestMirrorFio(t *testing.T) {
 			{"kill and restart", 4, (*mirrors).duringKill},
 		} {
 			t.Run(made+"/"+c.name, func(t *testing.T) {
+				t.Parallel() // fio is held back: there is time between
 				x := newMirrors(t, made == "mirror create", harness.Pick(c.mib, 64))
 				c.do(x)
 				if t.Failed() {
