@@ -87,7 +87,11 @@ func (m *mirror) remember(old *mirror, a *Assembly) *Assembly {
 			legs[i].side = &Sidecar{Kind: KindLeg, Self: rec.Legs[k].ID, Record: *rec}
 		}
 	}
-	return assemble(m.keep.setup, legs, found{}, false)
+	next := assemble(m.keep.setup, legs, found{}, false)
+	if old.dirty.isStuck() {
+		next.Trusted = false // the log says less than the older mirror knows
+	}
+	return next
 }
 
 // takeOver takes the state of the regions from an older mirror, as far as the legs

@@ -173,6 +173,9 @@ func (m *mirror) drop(legs uint32, why string) error {
 	if !changed {
 		return nil
 	}
+	if err := m.forgetLog(); err != nil {
+		return err
+	}
 	switch {
 	case m.o.Hooks.NoDropRecord:
 		m.takeRecord(n, nil)
@@ -184,6 +187,21 @@ func (m *mirror) drop(legs uint32, why string) error {
 		return nil
 	}
 	return m.changeRecordLocked(n)
+}
+
+// forgetLog has a log on a device say for good that nothing is in sync, where the
+// record has no place: the next table knows nothing of a drop, and would believe
+// the bits for the dropped leg.
+func (m *mirror) forgetLog() error {
+	if everPlaced(m.keep.setup) || m.dirty.dev == nil {
+		return nil
+	}
+	m.dirty.stick()
+	if err := m.dirty.commit(m.dirty.last()); err != nil {
+		m.noteLogFailure()
+		return fmt.Errorf("%w: mirror: a leg failed, and the log cannot say so: %v", blockdev.ErrIO, err)
+	}
+	return nil
 }
 
 // runLate does what Hooks.NoDropWait put off.
