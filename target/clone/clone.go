@@ -10,7 +10,6 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/kcopyd"
 	"github.com/dmfuse/dmfuse/target"
-	"github.com/sirupsen/logrus"
 )
 
 // Options are fixed when the type is made. The zero value works.
@@ -190,16 +189,6 @@ func (c *clone) Devices() []target.DeviceUse {
 		{Lower: c.dest, Area: seg},
 		{Lower: c.source, Area: seg},
 	}
-}
-
-// log is the log for people.
-func (c *clone) log() logrus.FieldLogger {
-	if c.env.Log != nil {
-		return c.env.Log
-	}
-	l := logrus.New()
-	l.SetLevel(logrus.PanicLevel)
-	return l
 }
 
 // Close ends the target, also one that was not suspended.

@@ -127,7 +127,7 @@ func (c *clone) fail(ctx context.Context, list []bitSector, why error, doubt boo
 	next := modeReadOnly
 	if again := c.meta.again(context.WithoutCancel(ctx)); again != nil {
 		next = modeFail
-		c.log().WithError(again).Error("the metadata cannot be read any more: all requests fail")
+		c.env.Log.WithError(again).Error("the metadata cannot be read any more: all requests fail")
 	}
 	c.giveBits(list)
 	c.mu.Lock()
@@ -136,9 +136,9 @@ func (c *clone) fail(ctx context.Context, list []bitSector, why error, doubt boo
 	c.hyd.why = why
 	c.mu.Unlock()
 	if doubt {
-		c.log().WithError(why).Error("the destination failed a flush and may have lost data: the metadata is read-only")
+		c.env.Log.WithError(why).Error("the destination failed a flush and may have lost data: the metadata is read-only")
 	} else {
-		c.log().WithError(why).Error("the metadata could not be written and is read-only now")
+		c.env.Log.WithError(why).Error("the metadata could not be written and is read-only now")
 	}
 	c.env.Event()
 }

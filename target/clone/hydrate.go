@@ -167,7 +167,7 @@ func (c *clone) copied(k *claim, err error) {
 	c.loops.wake(loopHydrate)
 	c.mu.Unlock()
 	if first {
-		c.log().WithError(err).Warnf("a region could not be copied; it is tried again in %v", retryInterval)
+		c.env.Log.WithError(err).Warnf("a region could not be copied; it is tried again in %v", retryInterval)
 	}
 }
 
