@@ -10,12 +10,12 @@ import (
 )
 
 func main() {
-	ctx, stop := context.Background(), func() {}
+	ctx := context.Background()
 	if _, ok := calledDmsetup(os.Args); !ok { // dmsetup is ended by signals
-		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		// Never stopped: a signal that comes when all is done must not make it
+		// look as if it were not.
+		ctx, _ = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	}
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.Getenv}
-	code := a.run(ctx, os.Args)
-	stop()
-	os.Exit(code)
+	os.Exit(a.run(ctx, os.Args))
 }
