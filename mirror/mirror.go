@@ -16,7 +16,7 @@ import (
 type Options struct {
 	// Log takes what no table is concerned with; nil: nothing is logged.
 	Log logrus.FieldLogger
-	// CopyPages is the budget of each recovery in pages of 4 KiB; 0: 256.
+	// CopyPages is the budget of each recovery in pages of 4 KiB; 0: 512.
 	CopyPages int
 	// Parallel is how many copies a recovery has under way; 0: 4.
 	Parallel int
@@ -66,7 +66,7 @@ func Types(o Options) []target.Type {
 }
 
 const (
-	defaultCopyPages  = 256 // more does not fit the cache of a processor, and is slower
+	defaultCopyPages  = 512 // what the copies under way need; more does not fit the cache of a processor
 	defaultParallel   = 4
 	defaultClearDelay = 250 * time.Millisecond
 )

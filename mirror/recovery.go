@@ -8,7 +8,7 @@ import (
 )
 
 // runBytes is how much of neighbouring small regions one copy takes.
-const runBytes = 1 << 20
+const runBytes = 512 << 10
 
 // maxMisses is how many regions may fail before a later pass ends.
 const maxMisses = 16
