@@ -42,7 +42,7 @@ var layers = []layer{
 		"targets know neither each other nor the mapper"},
 	{"target/fault", []string{"target", "kcopyd", "blockdev"}, []string{"github.com/sirupsen/logrus"},
 		"targets know neither each other nor the mapper"},
-	{"target/clone", []string{"target", "kcopyd", "blockdev"}, []string{"github.com/sirupsen/logrus"},
+	{"target/clone", []string{"target", "kcopyd", "blockdev"}, nil,
 		"targets know neither each other nor the mapper"},
 	{"replay", []string{"target/fault", "blockdev"}, nil,
 		"reads what the target log-writes wrote; needs no daemon"},
