@@ -221,18 +221,23 @@ func (k *recorded) runLate() {
 // answered all it has to.
 func (m *mirror) flushRecorded() error {
 	m.keep.runLate()
-	mask := m.keep.active.Load()
-	failed, first := m.onMask(mask, flushLeg)
-	if failed == 0 {
+	for {
+		mask := m.keep.active.Load()
+		failed, first := m.onMask(mask, flushLeg)
+		if failed == 0 {
+			m.saveBroken()
+			return nil
+		}
+		err := m.legsFailed(mask, failed, writeError, first)
 		m.saveBroken()
-		return nil
+		if err != nil && m.keep.in.Load()&^mask != 0 {
+			continue // a leg that came in meanwhile was not asked
+		}
+		if err != nil {
+			m.loseWritten()
+		}
+		return err
 	}
-	err := m.legsFailed(mask, failed, writeError, first)
-	m.saveBroken()
-	if err != nil {
-		m.loseWritten()
-	}
-	return err
 }
 
 // loseWritten makes out of sync what was written since the last good flush: no
