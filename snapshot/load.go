@@ -84,7 +84,7 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 // readable successor, as the kernel wants it.
 func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 	buf := make([]byte, min(loadWindow, s.areaBytes()))
-	es := make([]exception, 0, 4096)
+	b := bulk{t: t}
 	for a := uint64(0); ; a++ {
 		c := s.layout.area(a)
 		if !s.fits(c, cow.Size()) {
@@ -92,10 +92,7 @@ func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 		}
 		n, err := s.loadArea(cow, c, buf, func(e exception) {
 			s.reserve(e.new)
-			if es = append(es, e); len(es) == cap(es) {
-				t.insert(es)
-				es = es[:0]
-			}
+			b.add(e)
 		})
 		if err != nil {
 			return fmt.Errorf("metadata area %d (chunk %d): %w", a, c, err)
@@ -107,7 +104,7 @@ func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 			break
 		}
 	}
-	t.insert(es)
+	b.flush()
 	s.nextFree = s.skipArea(s.nextFree)
 	return nil
 }
