@@ -225,6 +225,11 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 		d.letRun()
 		devices = append(devices, d)
 	}
+	for _, d := range devices { // before any device goes that would have to save something
+		if t := d.live.Load(); t != nil && t.moves() {
+			t.presuspend(false)
+		}
+	}
 	for i := len(devices) - 1; i >= 0; i-- {
 		errs = append(errs, devices[i].shutdown(ctx))
 	}

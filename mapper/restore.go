@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -159,7 +160,8 @@ func (r *restorer) tableLines(e *restoreEntry, t *recordTable) []Line {
 // sort orders the entries for restoring: lower devices before those above them,
 // and every device before those above one that it shares a lower device with.
 // The second rule brings back a snapshot before anything that could write to
-// its origin device when it is resumed.
+// its origin device when it is resumed; so does the third, by which a mover
+// ([target.Type]) comes after all that it shares a lower device with.
 func (r *restorer) sort() {
 	sort.Slice(r.entries, func(i, j int) bool { return r.entries[i].rec.Serial < r.entries[j].rec.Serial })
 	byDevice := map[*Device]*restoreEntry{}
@@ -193,7 +195,7 @@ func (r *restorer) sort() {
 			}
 		}
 		for _, o := range r.entries {
-			if !seen[o] && e.above(o) {
+			if !seen[o] && (e.above(o) || r.moves(e) && !o.lowers[e] && e.shares(o)) {
 				visit(o)
 			}
 		}
@@ -205,16 +207,29 @@ func (r *restorer) sort() {
 	r.entries = out
 }
 
+// moves says whether the live table of e has a mover.
+func (r *restorer) moves(e *restoreEntry) bool {
+	return slices.ContainsFunc(e.rec.Live.lines(), func(l Line) bool {
+		typ, ok := r.m.types.Lookup(l.Type)
+		return ok && typ.Mover
+	})
+}
+
 // above says whether e uses a device that shares a lower device with o.
 func (e *restoreEntry) above(o *restoreEntry) bool {
 	for low := range e.lowers {
-		if low == o {
-			continue
+		if low != o && low.shares(o) {
+			return true
 		}
-		for w := range o.words {
-			if low.words[w] && looksLikeDevice(w) {
-				return true
-			}
+	}
+	return false
+}
+
+// shares says whether the tables of e and o name the same device.
+func (e *restoreEntry) shares(o *restoreEntry) bool {
+	for w := range o.words {
+		if e.words[w] && looksLikeDevice(w) {
+			return true
 		}
 	}
 	return false

@@ -3,6 +3,7 @@ package mapper
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -299,6 +300,11 @@ func (t *table) immutable() string {
 		}
 	}
 	return ""
+}
+
+// moves tells whether targets write by themselves where others look after.
+func (t *table) moves() bool {
+	return slices.ContainsFunc(t.segs, func(s segment) bool { return s.typ.Mover })
 }
 
 func (t *table) wildcard() bool {

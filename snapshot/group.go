@@ -54,7 +54,7 @@ func NewGroup(o Options) *Group {
 func (g *Group) Types() []target.Type {
 	return []target.Type{
 		{Name: "snapshot", Version: [3]uint32{1, 16, 0}, Usage: usageSnapshot, New: g.newSnapshot},
-		{Name: "snapshot-merge", Version: [3]uint32{1, 5, 0}, Usage: usageSnapshot, New: g.newMerge},
+		{Name: "snapshot-merge", Version: [3]uint32{1, 5, 0}, Usage: usageSnapshot, Mover: true, New: g.newMerge},
 		{Name: "snapshot-origin", Version: [3]uint32{1, 9, 0}, Usage: usageOrigin, New: g.newOrigin},
 	}
 }

@@ -112,8 +112,10 @@ func (p *params) parseFeatures(words []string, readOnly bool) error {
 const wantStore = "a store: P, PO or N"
 
 // parseStore reads the store and the chunk size. blocks are the logical block
-// sizes of origin and COW device, in bytes.
-func (p *params) parseStore(words []string, blocks [2]int) error {
+// sizes of origin and COW device, in bytes. After a restart a store N may have no
+// chunk size, as it has in the record of a table that was about to take over
+// from another: it comes back invalid.
+func (p *params) parseStore(words []string, blocks [2]int, restoring bool) error {
 	a := skip(words, 2)
 	w, err := a.Word(wantStore)
 	if err != nil {
@@ -138,7 +140,7 @@ func (p *params) parseStore(words []string, blocks [2]int) error {
 	}
 	p.chunk = blockdev.Sector(n)
 	if n == 0 {
-		if !p.persistent {
+		if !p.persistent && !restoring {
 			return a.Bad("a chunk size: the store N has no default")
 		}
 		return nil

@@ -106,7 +106,7 @@ func (g *Group) prepareSnapshot(env *target.Env, args []string, merging bool) (s
 		return nil, nil, &target.ArgError{Index: 2, Text: p.cow, Want: "a COW device that is not the origin"}
 	}
 	s = &snapshot{group: g, env: env, params: p, source: source, cow: cow, merging: merging, pending: make(map[Chunk]*unit)}
-	if err := s.params.parseStore(args, s.blocks()); err != nil {
+	if err := s.params.parseStore(args, s.blocks(), env.Restoring); err != nil {
 		return nil, nil, err
 	}
 	if merging && !s.params.persistent {

@@ -21,6 +21,12 @@ type Type struct {
 	// Wildcard marks the type that may replace an immutable one ("error").
 	Wildcard bool
 
+	// Mover marks a type whose targets, from their resume on, write to lower
+	// devices that targets of other devices look after (a merge writes to an
+	// origin, whose other snapshots have to be there): it is resumed after those
+	// at a restart, and stopped before them at the end.
+	Mover bool
+
 	// New makes a target from the words after the type name. On an error it
 	// has released everything it took, save lower devices opened with
 	// env.Open, which the table closes.
