@@ -2,7 +2,6 @@ package fs
 
 import (
 	"errors"
-	"sync"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -40,11 +39,7 @@ type call struct {
 	n   int    // its length
 	out []byte // answer; data at outHeader
 
-	mu          sync.Mutex
-	unique      uint64 // of the request; 0: none
-	passed      bool   // to go-fuse
-	cancel      chan struct{}
-	interrupted bool
+	waiter
 }
 
 // page is what the data is aligned to.
@@ -185,38 +180,4 @@ func (l *devLoop) interrupt(c *call) {
 			return
 		}
 	}
-}
-
-// begin makes the call known to interrupts. One that is passed on is go-fuse's
-// to interrupt.
-func (c *call) begin(unique uint64, passed bool) {
-	c.mu.Lock()
-	c.unique, c.passed = unique, passed
-	c.mu.Unlock()
-	if c.l.calls.dead.Load() {
-		c.stop(unique)
-	}
-}
-
-func (c *call) end() {
-	c.mu.Lock()
-	c.unique = 0
-	if c.interrupted {
-		c.interrupted, c.cancel = false, make(chan struct{})
-	}
-	c.mu.Unlock()
-}
-
-// stop ends the wait of the call, if it is this request's and ours.
-func (c *call) stop(unique uint64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.unique != unique || unique == 0 || c.passed {
-		return false
-	}
-	if !c.interrupted {
-		c.interrupted = true
-		close(c.cancel)
-	}
-	return true
 }

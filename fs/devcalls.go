@@ -6,12 +6,12 @@ import (
 	"unsafe"
 )
 
-// calls knows every call of a loop.
+// calls knows every request of a loop that may wait.
 type calls struct {
 	dead atomic.Bool // the mount is gone: nothing waits any more
 
 	mu  sync.Mutex
-	all map[*call]struct{} // guarded by mu
+	all map[*waiter]struct{} // guarded by mu
 
 	buffers [len(bufferSizes)]sync.Pool // of *buffer, by class
 }
@@ -48,57 +48,17 @@ func (s *calls) buffer(n int) *buffer {
 // begin makes a call, which is done at fd, for a request and an answer with up
 // to in and out bytes of data.
 func (s *calls) begin(l *devLoop, fd, in, out int) *call {
-	c := &call{l: l, fd: fd, bufs: [2]*buffer{s.buffer(in), s.buffer(out)}, cancel: make(chan struct{})}
+	c := &call{l: l, fd: fd, bufs: [2]*buffer{s.buffer(in), s.buffer(out)}}
 	c.in, c.out = c.bufs[0].behind(writeHeader), c.bufs[1].behind(outHeader)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.all == nil {
-		s.all = make(map[*call]struct{})
-	}
-	s.all[c] = struct{}{}
+	s.add(&c.waiter)
 	return c
 }
 
 // done forgets a call.
 func (s *calls) done(c *call) {
-	s.mu.Lock()
-	delete(s.all, c)
-	s.mu.Unlock()
+	s.remove(&c.waiter)
 	for _, b := range c.bufs {
 		s.buffers[b.class].Put(b)
 	}
 	c.in, c.out, c.bufs = nil, nil, [2]*buffer{}
-}
-
-// interrupt ends the wait of a request; false: it is none of ours.
-func (s *calls) interrupt(unique uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.all {
-		if c.stop(unique) {
-			return true
-		}
-	}
-	return false
-}
-
-// end ends all waits, now and from now on. It returns the requests that
-// go-fuse has.
-func (s *calls) end() (passed []uint64) {
-	s.dead.Store(true)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.all {
-		c.mu.Lock()
-		unique, theirs := c.unique, c.passed
-		c.mu.Unlock()
-		switch {
-		case unique == 0:
-		case theirs:
-			passed = append(passed, unique)
-		default:
-			c.stop(unique)
-		}
-	}
-	return passed
 }
