@@ -60,8 +60,9 @@ type snapshot struct {
 // it on to the next table.
 type core struct {
 	layout
-	store store
-	table *exceptions
+	store  store
+	table  *exceptions
+	serial uint64 // tells these exceptions from others; see [Listing]
 }
 
 // newSnapshot makes the target.
@@ -207,7 +208,7 @@ func (s *snapshot) openStore(create bool) error {
 }
 
 func (s *snapshot) setCore(st store, t *exceptions) {
-	s.core.Store(&core{layout: st.geometry(), store: st, table: t})
+	s.core.Store(&core{layout: st.geometry(), store: st, table: t, serial: newSerial()})
 }
 
 // chunkSize is the chunk size in use, 0 while waiting for a handover.

@@ -73,12 +73,15 @@ func NeededSize(origin, chunk blockdev.Sector, persistent bool) blockdev.Sector 
 	return blockdev.Sector(n) * chunk
 }
 
-// Message takes one word, "usage", and answers [Usage] as JSON. The kernel's
-// snapshots take no messages.
+// Message takes "usage", which answers [Usage] as JSON, and "exceptions [CURSOR]",
+// which answers a page of the [Listing]. The kernel's snapshots take no messages.
 func (s *snapshot) Message(_ context.Context, words []string) (string, error) {
-	if len(words) != 1 || words[0] != "usage" {
-		return "", fmt.Errorf("%w: a snapshot takes the message \"usage\" only", blockdev.ErrInvalid)
+	switch {
+	case len(words) == 1 && words[0] == "usage":
+		b, err := json.Marshal(s.Usage())
+		return string(b), err
+	case len(words) > 0 && words[0] == "exceptions":
+		return s.listingText(words[1:])
 	}
-	b, err := json.Marshal(s.Usage())
-	return string(b), err
+	return "", fmt.Errorf("%w: a snapshot takes the messages \"usage\" and \"exceptions [CURSOR]\" only", blockdev.ErrInvalid)
 }

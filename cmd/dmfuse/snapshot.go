@@ -14,6 +14,7 @@ func newSnapshotCommand(a *app) *cobra.Command {
 		newSnapshotOpenCommand(a),
 		newSnapshotLsCommand(a),
 		newSnapshotUsageCommand(a),
+		newSnapshotDiffCommand(a),
 		newSnapshotRmCommand(a),
 	)
 	return cmd
