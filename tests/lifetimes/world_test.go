@@ -141,6 +141,9 @@ func (w *world) restart() {
 	ctx, cancel := limited()
 	defer cancel()
 	w.must("abandon", w.m.Abandon(ctx))
+	for _, s := range w.snaps {
+		w.filled(s)
+	}
 	w.inspect()
 	for _, s := range w.snaps {
 		switch {
@@ -151,6 +154,22 @@ func (w *world) restart() {
 		}
 	}
 	w.start()
+}
+
+// filled finds out, from the disk, whether a small snapshot was lost because a
+// merge, which runs beside everything else, filled it.
+func (w *world) filled(s *volume) {
+	if !s.small || s.store == "N" {
+		return
+	}
+	f, err := blockdev.NewPool(blockdev.PoolOptions{}).Open(s.cow, false)
+	w.must("COW file", err)
+	defer f.Close()
+	h, err := snapshot.ReadHeader(f)
+	w.must("header of "+s.name, err)
+	if h.Valid == 0 {
+		s.state = "Invalid"
+	}
 }
 
 func (w *world) close() {
@@ -264,9 +283,11 @@ func (w *world) compare(v *volume) {
 	got := make([]byte, len(v.want))
 	ctx, cancel := limited()
 	defer cancel()
+	before := v.usable()
 	_, err := v.dev.ReadAt(ctx, got, 0)
+	w.states(nil) // a merge may have filled it just now
 	if !v.usable() {
-		if err == nil {
+		if err == nil && !before {
 			w.fatalf("%s is invalid, and is read", v.name)
 		}
 		return
