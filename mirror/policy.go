@@ -2,11 +2,11 @@ package mirror
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/kcopyd"
 )
 
 // ReadBalance says which legs are read.
@@ -81,10 +81,7 @@ func (p Policies) get(key string) string {
 	case "read-balance":
 		return string(p.ReadBalance)
 	case "throttle":
-		if p.Rate > 0 {
-			return formatRate(p.Rate)
-		}
-		return strconv.Itoa(p.Throttle)
+		return kcopyd.Limit{Percent: p.Throttle, Rate: p.Rate}.String()
 	case "hold-time":
 		return p.HoldTime.String()
 	case "log-failure":
