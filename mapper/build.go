@@ -34,21 +34,30 @@ type builder struct {
 	d        *Device
 	t        *table
 	restored *recordTable                    // while a restart makes the table: its record
+	waiting  bool                            // while a restart makes the table: for the inactive slot
 	waits    atomic.Pointer[context.Context] // ends waits on lower devices without a context
 	mixed    string                          // name of an immutable type that was seen
 	single   string                          // name of a singleton type that was seen
 }
 
-// build makes a table or leaves nothing behind. restored is the record that a
-// restart makes it from, else nil.
-func (d *Device) build(ctx context.Context, lines []Line, readOnly bool, restored *recordTable) (*table, error) {
+// build makes a table or leaves nothing behind.
+func (d *Device) build(ctx context.Context, lines []Line, readOnly bool) (*table, error) {
+	return d.buildWith(ctx, lines, &builder{d: d, t: &table{dev: d, readOnly: readOnly}})
+}
+
+// rebuild is build for a restart, from what was recorded; waiting says that it is
+// the inactive table.
+func (d *Device) rebuild(ctx context.Context, lines []Line, from *recordTable, waiting bool) (*table, error) {
+	return d.buildWith(ctx, lines, &builder{d: d, t: &table{dev: d, readOnly: from.ReadOnly}, restored: from, waiting: waiting})
+}
+
+func (d *Device) buildWith(ctx context.Context, lines []Line, b *builder) (*table, error) {
 	switch {
 	case len(lines) == 0:
 		return nil, invalid("a table needs at least one line")
 	case len(lines) > maxTargets:
 		return nil, invalid("a table of %d lines; at most %d are possible", len(lines), maxTargets)
 	}
-	b := &builder{d: d, t: &table{dev: d, readOnly: readOnly}, restored: restored}
 	b.waits.Store(&ctx)
 	for i, l := range lines {
 		if err := b.add(l); err != nil {
@@ -112,7 +121,7 @@ func (b *builder) mayJoin(typ target.Type) error {
 func (b *builder) make(typ target.Type, l Line) error {
 	t := b.t
 	env := &target.Env{
-		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restored != nil,
+		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restored != nil, Waiting: b.waiting,
 		Broken: b.restored.isBroken(len(t.segs)),
 		Record: b.d.record,
 		Device: b.d.Name(),

@@ -259,7 +259,7 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 	d, lines := e.dev, r.tableLines(e, e.rec.Live)
 	_ = d.turn.lock(context.Background()) // nobody else knows the device yet
 	defer d.turn.unlock()
-	t, err := d.build(ctx, lines, e.rec.Live.ReadOnly, e.rec.Live)
+	t, err := d.rebuild(ctx, lines, e.rec.Live, false)
 	if err == nil {
 		if err = t.checkLimits(); err != nil {
 			_ = t.destroy(ctx)
@@ -301,7 +301,7 @@ func (r *restorer) inactive(ctx context.Context, e *restoreEntry) {
 	d := e.dev
 	_ = d.turn.lock(context.Background())
 	defer d.turn.unlock()
-	t, err := d.build(ctx, r.tableLines(e, e.rec.Inactive), e.rec.Inactive.ReadOnly, e.rec.Inactive)
+	t, err := d.rebuild(ctx, r.tableLines(e, e.rec.Inactive), e.rec.Inactive, true)
 	if err != nil {
 		r.problem(e, fmt.Errorf("the inactive table is lost: %w", err))
 		return

@@ -236,7 +236,7 @@ func (d *Device) Load(ctx context.Context, lines []Line, readOnly bool) error {
 }
 
 func (d *Device) load(ctx context.Context, lines []Line, readOnly, restoring bool) error {
-	t, err := d.build(ctx, lines, readOnly, nil)
+	t, err := d.build(ctx, lines, readOnly)
 	if err != nil {
 		return err
 	}

@@ -20,11 +20,28 @@ func (s *snapshot) register() (waits bool, err error) {
 	if from != nil && s.params.damaged {
 		return false, fmt.Errorf("%w: COW device %s is in use by a live snapshot", blockdev.ErrInvalid, s.cow.Name())
 	}
+	if from != nil && s.env.Restoring && !s.env.Waiting && s.merging != from.merging {
+		s.settleLocked(from)
+		return true, nil
+	}
 	if s.merging && slices.ContainsFunc(s.o.snaps, func(other *snapshot) bool { return other.merging }) {
 		return false, fmt.Errorf("%w: a snapshot of the origin %s is being merged already", blockdev.ErrInvalid, s.source.Name())
 	}
 	s.o.snaps = append(slices.Clone(s.o.snaps), s)
 	return from != nil, nil
+}
+
+// settleLocked ends a handover to a merge that had happened when the daemon was
+// killed, and of which both tables were recorded as live: the merge has the
+// exceptions, whichever of the two comes back first. Nothing is in flight yet.
+func (s *snapshot) settleLocked(from *snapshot) {
+	s.o.snaps = append(slices.Clone(s.o.snaps), s)
+	if s.merging {
+		s.takeOver(from)
+		return
+	}
+	s.health.setInvalid()
+	s.active.Store(true) // it does not wait for anything
 }
 
 // sharingLocked finds the active and the waiting snapshot on the COW device of
@@ -78,7 +95,7 @@ func (s *snapshot) Preresume() error {
 	defer s.o.mu.RUnlock()
 	from, to, _ := s.o.sharingLocked(s)
 	switch {
-	case from == nil || to == nil:
+	case from == nil || to == nil || to.core.Load() != nil:
 		return nil
 	case s == from:
 		return fmt.Errorf("%w: a new table waits to take over COW device %s: resume that one", blockdev.ErrInvalid, s.cow.Name())

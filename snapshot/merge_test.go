@@ -440,3 +440,59 @@ func TestMergeRate(t *testing.T) {
 		t.Errorf("%d a second, expected 1000", got)
 	}
 }
+
+// A daemon that was killed when the merge had taken over and the snapshot was
+// not yet removed brings both tables back, in either order: the merge has the
+// exceptions. One that was only loaded takes nothing.
+func TestMerge_RestartInAHandover(t *testing.T) {
+	waiting := func(e *target.Env) { e.Restoring, e.Waiting = true, true }
+	for _, order := range []string{"snapshot first", "merge first", "merge loaded only"} {
+		t.Run(order, func(t *testing.T) {
+			l := newLab(t, Options{})
+			o := l.mem("o", 64)
+			fill(t, o, oldSeed)
+			l.mem("c", 512)
+			want := scattered(l, 64, 8, 6)
+			const snap, merge = "0 64 snapshot o c P 8", "0 64 snapshot-merge o c P 8"
+			var s, m *table
+			if order == "merge first" {
+				m = l.paused(merge, restoring)
+				s = l.live(snap, restoring)
+			} else {
+				s = l.live(snap, restoring)
+				if order == "merge loaded only" {
+					m, err := l.load(merge, waiting)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got, err := s.read(0, 64); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("the snapshot: %v %s", err, firstDifference(got, want))
+					}
+					if err := m.resume(); err == nil {
+						t.Error("resumed while the snapshot runs")
+					}
+					m.close()
+					s.close()
+					return
+				}
+				m = l.paused(merge, restoring)
+			}
+			s.suspend()
+			if got, err := m.read(0, 64); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("the merge: %v %s", err, firstDifference(got, want))
+			}
+			if _, err := s.read(0, 1); blockdev.Kind(err) != blockdev.ErrIO {
+				t.Errorf("the snapshot: %v", err)
+			}
+			s.close()
+			m.goOn()
+			if got := content(t, o); !bytes.Equal(got, want) {
+				t.Errorf("the origin: %s", firstDifference(got, want))
+			}
+			if got, err := m.read(0, 64); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("the merge at its end: %v %s", err, firstDifference(got, want))
+			}
+			m.close()
+		})
+	}
+}

@@ -47,6 +47,7 @@ type Env struct {
 	Start, Length blockdev.Sector // the segment, in sectors of the mapped device
 	ReadOnly      bool            // the table is loaded read-only
 	Restoring     bool            // the daemon brings back a table after a restart (promise 9)
+	Waiting       bool            // while Restoring: a table that was not live
 
 	// Broken says, while Restoring, that the target was [Breaker] when its table
 	// was last recorded.
