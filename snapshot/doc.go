@@ -41,7 +41,8 @@
 //
 //  6. A merge takes exceptions out of the log from its end, durably, when what
 //     they stand for is durable on the origin and before anybody writes there.
-//     Until then writes to these chunks wait.
+//     While chunks are copied, writes to them go to the COW device as before and
+//     are copied again at the end; only for that moment writes wait.
 //
 // # Group commit
 //

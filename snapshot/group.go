@@ -32,7 +32,14 @@ type Hooks struct {
 	NoExceptionFlush bool // origin writes are let through before the exception is durable
 	NoAreaFlush      bool // a full area is written without a flush of the zeroed next one
 	NoInvalidFlush   bool // origin writes are let through before the header says invalid
-	NoMergeFlush     bool // exceptions are taken out before what was merged is durable
+
+	NoMergeFlush      bool // exceptions are taken out before what was merged is durable
+	NoMergeAgain      bool // what was written to chunks while they were copied is not copied again
+	NoMergeAgainFlush bool // what was copied again is not durable when the exceptions are taken out
+	NoDropFlush       bool // the origin is written before it is durable that the exceptions are gone
+	NoMergeCopyOut    bool // other snapshots do not save what a merge overwrites
+
+	amidMerge func() // called when a step has copied and writes do not wait yet
 }
 
 // Group links origins and their snapshots: they find each other by the

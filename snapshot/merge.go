@@ -2,10 +2,8 @@ package snapshot
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,12 +33,13 @@ var (
 type mergeTarget struct {
 	s        *snapshot // store, table and place in the group
 	ranges   mergeRanges
-	copies   *kcopyd.Client
+	copies   *kcopyd.Client // under the throttle
+	again    *kcopyd.Client // what writes wait for, without
 	throttle *kcopyd.Throttle
 
 	done     atomic.Int64 // bytes merged by this target
 	finished atomic.Bool
-	failed   atomic.Bool // until the table is replaced
+	failed   atomic.Bool // until the table is replaced, or a message lets it go on
 	lost     bool        // the store could not be opened after a restart
 
 	mu       sync.Mutex
@@ -48,7 +47,11 @@ type mergeTarget struct {
 	stopped  chan struct{}      // closed when the run has ended; set before it begins
 	unpaused chan struct{}      // closed when a pause ends; nil: not paused; guarded by mu
 	started  time.Time          // of the first run; guarded by mu
+	why      error              // of the last failure; guarded by mu
 	rate     mergeRate
+
+	keeping sync.Mutex   // one change of the policies; held while they are written
+	limit   kcopyd.Limit // guarded by keeping
 }
 
 // newMerge makes the target (kernel: snapshot_ctr). The words are those of a
@@ -58,16 +61,15 @@ func (g *Group) newMerge(env *target.Env, args []string) (target.Target, error) 
 	if err != nil {
 		return nil, err
 	}
-	m := &mergeTarget{s: s, throttle: kcopyd.NewThrottle(100)}
-	err = s.enter(lost)
-	if err == nil {
-		m.copies, err = kcopyd.New(kcopyd.Options{Throttle: m.throttle})
-	}
-	if err != nil {
+	m := &mergeTarget{s: s, throttle: kcopyd.NewThrottle(100), limit: kcopyd.NoLimit}
+	if err := s.enter(lost); err != nil {
 		s.unregister()
 		_ = s.o.release()
 		return nil, err
 	}
+	m.copies, _ = kcopyd.New(kcopyd.Options{Pages: mergePages, Throttle: m.throttle})
+	m.again, _ = kcopyd.New(kcopyd.Options{Pages: mergePages})
+	m.readPolicies()
 	m.lost = env.Restoring && s.health.invalid.Load() && s.core.Load() == nil
 	return m, nil
 }
@@ -241,43 +243,8 @@ func (m *mergeTarget) Usage() Usage {
 	return u
 }
 
-// Message takes, beyond the kernel, which knows none:
-//
-//	usage              answers [Usage] as JSON
-//	throttle PERCENT   the share of the time for the merge
-//	pause, continue
-func (m *mergeTarget) Message(_ context.Context, words []string) (string, error) {
-	switch {
-	case len(words) == 1 && words[0] == "usage":
-		b, err := json.Marshal(m.Usage())
-		return string(b), err
-	case len(words) == 1 && words[0] == "pause":
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.unpaused == nil {
-			m.unpaused = make(chan struct{})
-		}
-		return "", nil
-	case len(words) == 1 && words[0] == "continue":
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.unpaused != nil {
-			close(m.unpaused)
-			m.unpaused = nil
-		}
-		return "", nil
-	case len(words) == 2 && words[0] == "throttle":
-		n, err := strconv.ParseUint(words[1], 10, 7)
-		if err != nil || n > 100 {
-			return "", fmt.Errorf("%w: snapshot-merge: throttle %q: expected a share from 0 to 100", blockdev.ErrInvalid, words[1])
-		}
-		m.throttle.Set(int(n))
-		return "", nil
-	}
-	return "", fmt.Errorf("%w: snapshot-merge: unknown message %q: expected usage, throttle PERCENT, pause or continue", blockdev.ErrInvalid, strings.Join(words, " "))
-}
-
-// Presuspend stops the merge; the step in hand is done first.
+// Presuspend stops the merge: the step in hand is done first, or broken off while
+// it copies.
 func (m *mergeTarget) Presuspend(bool) {
 	m.mu.Lock()
 	stop := m.stop
@@ -323,44 +290,5 @@ func (m *mergeTarget) start() {
 // Close ends the merge and leaves the group.
 func (m *mergeTarget) Close() error {
 	m.Presuspend(true)
-	err := m.copies.Close()
-	if cerr := m.s.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-// mergeRate is the speed of the last seconds.
-type mergeRate struct {
-	mu   sync.Mutex
-	at   [8]time.Time
-	done [8]int64
-	next int
-}
-
-// add notes how much is done, at most twice a second.
-func (r *mergeRate) add(now time.Time, done int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if last := (r.next + len(r.at) - 1) % len(r.at); now.Sub(r.at[last]) < 500*time.Millisecond {
-		return
-	}
-	r.at[r.next], r.done[r.next] = now, done
-	r.next = (r.next + 1) % len(r.at)
-}
-
-// perSecond is bytes a second over what was noted last; 0: not known yet.
-func (r *mergeRate) perSecond(now time.Time) int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	last := (r.next + len(r.at) - 1) % len(r.at)
-	first := r.next
-	for r.at[first].IsZero() && first != last {
-		first = (first + 1) % len(r.at)
-	}
-	d := r.at[last].Sub(r.at[first])
-	if d <= 0 || now.Sub(r.at[last]) > 10*time.Second {
-		return 0
-	}
-	return int64(float64(r.done[last]-r.done[first]) / d.Seconds())
+	return errors.Join(m.copies.Close(), m.again.Close(), m.s.Close())
 }

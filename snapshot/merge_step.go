@@ -10,24 +10,27 @@ import (
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/kcopyd"
-	"github.com/dmfuse/dmfuse/target"
 )
 
-// mergeBytes is about how much one step merges: as many chunks as share the two
-// barriers of a step. Writes to them wait until the step is done.
+// mergeBytes is about how much one step merges: as many chunks as share the
+// barriers of a step.
 const mergeBytes = 4 << 20
 
 // maxMergeEntries bounds the list of a step with small chunks.
 const maxMergeEntries = 4096
 
+// mergePages is the budget for copies in pages: 2 MiB.
+const mergePages = 512
+
 // step merges up to n of the exceptions that stand last in the log (kernel:
 // snapshot_merge_next_chunks): all other snapshots are made safe → the data is
-// copied to the origin → barrier → the exceptions are taken out of the store →
-// barrier → writes to the chunks go to the origin. finished tells that none is
-// left.
+// copied to the origin → barrier → writes to the chunks wait → what was written
+// to them meanwhile is copied again → barrier → the exceptions are taken out of
+// the store → barrier → writes to the chunks go to the origin. finished tells
+// that none is left.
 //
 // A crash before the exceptions are gone repeats the copy; nobody has written to
-// the chunks since.
+// the chunks on the origin since.
 func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error) {
 	c := m.s.core.Load()
 	st, ok := c.store.(*persistent)
@@ -48,19 +51,16 @@ func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error
 	}
 	defer m.s.o.gate.leave()
 	for _, r := range runs {
+		if m.s.group.o.Hooks.NoMergeCopyOut {
+			break
+		}
 		end := m.s.sourceEnd(c.offset(r.end()))
 		if err := m.s.o.copyOut(ctx, c.offset(r.first), end); err != nil { // rule 2
 			return false, err
 		}
 	}
 	b := m.ranges.begin(runs)
-	err = m.merge(c, st, pairs, len(es))
-	if err == nil {
-		for _, r := range runs {
-			c.table.remove(r.first, r.n)
-		}
-		m.done.Add(int64(len(es)) << c.shift)
-	}
+	err = m.merge(ctx, c, st, b, pairs, len(es))
 	if n > 1 {
 		m.ranges.end(b, nil) // tried again, in smaller steps
 	} else {
@@ -95,14 +95,29 @@ func mergeRuns(es []exception) []chunkRun {
 	return runs
 }
 
-// merge copies, and then drops the last n exceptions of the store.
-func (m *mergeTarget) merge(c *core, st *persistent, es []exception, n int) error {
-	if err := m.copyBack(c, es); err != nil {
+// merge copies, and then drops the last n exceptions of the store. A context that
+// ends breaks the first copy off, which may be slow by the user's wish.
+func (m *mergeTarget) merge(ctx context.Context, c *core, st *persistent, b *mergeBatch, es []exception, n int) error {
+	if err := m.copyBack(ctx, m.copies, c, es); err != nil {
 		return err
 	}
-	if !m.s.group.o.Hooks.NoMergeFlush {
-		if err := m.s.source.Flush(); err != nil { // barrier: the data before the exceptions go
-			return fmt.Errorf("flush of the origin: %w", err)
+	if err := m.flushOrigin(m.s.group.o.Hooks.NoMergeFlush); err != nil { // barrier: the data before the exceptions go
+		return err
+	}
+	if f := m.s.group.o.Hooks.amidMerge; f != nil {
+		f()
+	}
+	written := m.ranges.shut(b)
+	es = slices.DeleteFunc(slices.Clone(es), func(e exception) bool { return !written[e.old] })
+	if m.s.group.o.Hooks.NoMergeAgain {
+		es = nil
+	}
+	if len(es) > 0 {
+		if err := m.copyBack(context.Background(), m.again, c, es); err != nil {
+			return err
+		}
+		if err := m.flushOrigin(m.s.group.o.Hooks.NoMergeAgainFlush); err != nil { // barrier: the same
+			return err
 		}
 	}
 	if err := st.drop(m.s.cow, n); err != nil { // barrier: the exceptions before anybody writes
@@ -111,12 +126,26 @@ func (m *mergeTarget) merge(c *core, st *persistent, es []exception, n int) erro
 	m.s.mu.Lock()
 	st.forget(n)
 	m.s.mu.Unlock()
+	for _, r := range b.runs {
+		c.table.remove(r.first, r.n)
+	}
+	m.done.Add(int64(n) << c.shift)
+	return nil
+}
+
+func (m *mergeTarget) flushOrigin(leftOut bool) error {
+	if leftOut {
+		return nil
+	}
+	if err := m.s.source.Flush(); err != nil {
+		return fmt.Errorf("flush of the origin: %w", err)
+	}
 	return nil
 }
 
 // copyBack copies chunks from the COW device to the origin, neighbours in one
 // copy, and waits for all of them.
-func (m *mergeTarget) copyBack(c *core, es []exception) error {
+func (m *mergeTarget) copyBack(ctx context.Context, copies *kcopyd.Client, c *core, es []exception) error {
 	var jobs []*kcopyd.Job
 	results := make(chan bool, len(es))
 	for len(es) > 0 {
@@ -124,19 +153,31 @@ func (m *mergeTarget) copyBack(c *core, es []exception) error {
 		start := c.offset(es[0].old)
 		if n := m.s.sourceEnd(c.offset(es[0].old+Chunk(k))) - start; n > 0 {
 			count := blockdev.SectorsIn(n)
-			jobs = append(jobs, m.copies.Copy(
+			jobs = append(jobs, copies.Copy(
 				kcopyd.Region{Dev: m.s.cow, Start: blockdev.SectorsIn(c.offset(es[0].new)), Count: count},
 				[]kcopyd.Region{{Dev: m.s.source, Start: blockdev.SectorsIn(start), Count: count}}, 0,
 				func(read bool, write uint64) { results <- read || write != 0 }))
 		}
 		es = es[k:]
 	}
-	failed := false
-	for range jobs {
-		failed = <-results || failed
+	failed, end := false, ctx.Done()
+	for left := len(jobs); left > 0; {
+		select {
+		case bad := <-results:
+			failed = failed || bad
+			left--
+		case <-end:
+			for _, j := range jobs {
+				j.Cancel()
+			}
+			end = nil
+		}
 	}
 	if !failed {
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	for _, j := range jobs {
 		if err := j.Err(); err != nil {
@@ -201,8 +242,11 @@ func (m *mergeTarget) finish() {
 }
 
 func (m *mergeTarget) fail(err error) {
+	m.mu.Lock()
+	m.why = err
+	m.mu.Unlock()
 	m.failed.Store(true)
-	m.s.log().WithError(err).Error("the merge has failed; it is tried again when the device is suspended and resumed")
+	m.s.log().WithError(err).Error("the merge has failed; the message continue, or a suspend and resume, tries again")
 	m.notice("merge failed: " + err.Error())
 }
 
@@ -212,33 +256,4 @@ func (m *mergeTarget) notice(text string) {
 	if m.s.env.Tell != nil {
 		m.s.env.Tell(text)
 	}
-}
-
-var _ target.Worker = (*mergeTarget)(nil)
-
-// Jobs tells of the merge while there is something left.
-func (m *mergeTarget) Jobs() []target.Job {
-	c := m.s.core.Load()
-	if c == nil || m.finished.Load() || m.s.health.invalid.Load() {
-		return nil
-	}
-	done := m.done.Load()
-	j := target.Job{
-		Kind: target.JobMerge, State: target.JobRunning,
-		Done: done, Total: done + int64(c.table.chunks())<<c.shift,
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	j.Started = m.started
-	switch {
-	case m.failed.Load():
-		j.State, j.Detail = target.JobFailed, "suspend and resume to try again"
-	case m.unpaused != nil:
-		j.State = target.JobPaused
-	case m.stop == nil:
-		j.State, j.Detail = target.JobPaused, "suspended"
-	default:
-		j.Rate = m.rate.perSecond(time.Now())
-	}
-	return []target.Job{j}
 }

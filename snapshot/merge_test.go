@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -325,74 +326,6 @@ func TestMerge_Restart(t *testing.T) {
 	tb.close()
 }
 
-// Crash states of a merge: what the merged device shows never changes, but for
-// writes that were not flushed. With the flush of the origin left out this is
-// noticed.
-func TestMerge_Crash(t *testing.T) {
-	explore := func(hooks Hooks) (int, error) {
-		const size = 40
-		plain := newLab(t, Options{})
-		fill(t, plain.mem("o", size), oldSeed)
-		plain.mem("c", 200)
-		want := scattered(plain, size, 1, 30)
-		g := devtest.NewCrashGroup()
-		l := newLab(t, Options{Hooks: hooks})
-		for _, name := range []string{"o", "c"} {
-			d, err := g.AddCopy(name, plain.devs[name])
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.devs[name] = d
-		}
-		tb := l.paused("0 40 snapshot-merge o c P 1")
-		for {
-			finished, err := tb.merge().stepOf(3)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if finished {
-				break
-			}
-		}
-		tb.close()
-		n := 0
-		for s := range g.States(crashSeed, crashStates()) {
-			n++
-			after := newLab(t, Options{})
-			after.devs["o"], after.devs["c"] = s.Device(0), s.Device(1)
-			tb := after.paused("0 40 snapshot-merge o c P 1")
-			got, err := tb.read(0, size)
-			if err == nil && !bytes.Equal(got, want) {
-				err = errors.New(firstDifference(got, want))
-			}
-			if err == nil {
-				tb.goOn()
-				if got := content(t, s.Device(0)); !bytes.Equal(got, want) {
-					err = fmt.Errorf("the origin: %s", firstDifference(got, want))
-				}
-			}
-			tb.close()
-			if err != nil {
-				return n, fmt.Errorf("%w\n%s", err, s.Describe())
-			}
-		}
-		return n, nil
-	}
-	n, err := explore(Hooks{})
-	t.Logf("%d states", n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if raceDetector {
-		return
-	}
-	n, err = explore(Hooks{NoMergeFlush: true})
-	if err == nil {
-		t.Fatalf("%d states without the flush of the origin, and nothing noticed", n)
-	}
-	t.Logf("noticed in state %d: %v", n, err)
-}
-
 // Pause, progress and the end of a wait.
 func TestMerge_PauseAndJobs(t *testing.T) {
 	l := newLab(t, Options{})
@@ -494,5 +427,72 @@ func TestMerge_RestartInAHandover(t *testing.T) {
 			}
 			m.close()
 		})
+	}
+}
+
+// A merge that failed says why, and goes on when it is told to.
+func TestMerge_ContinueAfterFailure(t *testing.T) {
+	l := newLab(t, Options{})
+	o := l.mem("o", 64)
+	fill(t, o, oldSeed)
+	l.mem("c", 512)
+	want := scattered(l, 64, 8, 6)
+	f := l.fault("o")
+	tb := l.paused("0 64 snapshot-merge o c P 8")
+	f.SetText("write errno=EIO")
+	tb.goOn()
+	jobs := tb.merge().Jobs()
+	if len(jobs) != 1 || jobs[0].State != target.JobFailed || !strings.Contains(jobs[0].Detail, "copying to the origin") {
+		t.Fatalf("jobs: %+v", jobs)
+	}
+	wantStatus(t, tb, "Merge failed")
+	tb.goOn() // fails again
+	wantStatus(t, tb, "Merge failed")
+	f.SetText("")
+	tb.goOn()
+	if got := content(t, o); !bytes.Equal(got, want) {
+		t.Errorf("the origin: %s", firstDifference(got, want))
+	}
+	wantStatus(t, tb, "16/512 16")
+	if jobs := tb.merge().Jobs(); len(jobs) != 0 {
+		t.Errorf("jobs: %+v", jobs)
+	}
+	tb.close()
+}
+
+// Policies are all or none, and come back after a restart where the COW file has
+// a sidecar.
+func TestMerge_Policies(t *testing.T) {
+	l := newLab(t, Options{})
+	o := l.mem("o", 64)
+	fill(t, o, oldSeed)
+	file := filepath.Join(t.TempDir(), "cow")
+	l.devs["c"] = named{blockdev.NewMem(512 * 512), file}
+	scattered(l, 64, 8, 6)
+	if err := WriteSidecar(file, Sidecar{Name: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	tb := l.paused("0 64 snapshot-merge o c P 8")
+	say := func(words, answer string, kind error) {
+		t.Helper()
+		got, err := tb.merge().Message(context.Background(), strings.Fields(words))
+		if got != answer || (err == nil) != (kind == nil) || err != nil && blockdev.Kind(err) != kind {
+			t.Errorf("%q: %q %v", words, got, err)
+		}
+	}
+	say("policy", "throttle=100 paused=yes", nil)
+	say("policy throttle=3m/s", "throttle=3m/s paused=yes", nil)
+	say("policy throttle=10 paused=perhaps", "throttle=3m/s paused=yes", blockdev.ErrInvalid)
+	say("policy speed=10", "throttle=3m/s paused=yes", blockdev.ErrInvalid)
+	say("throttle 25", "", nil)
+	tb.close()
+	tb = l.live("0 64 snapshot-merge o c P 8", restoring)
+	say("policy", "throttle=25 paused=yes", nil)
+	say("throttle 100", "", nil)
+	tb.goOn()
+	tb.close()
+	side, err := ReadSidecar(file)
+	if err != nil || side.Name != "s" || side.Policies["merge-throttle"] != "100" || side.Policies["merge-paused"] != "no" {
+		t.Errorf("%+v %v", side, err)
 	}
 }

@@ -72,7 +72,11 @@ func (s *persistent) zeroEntries(cow blockdev.Device, from, to uint64) error {
 		}
 		clear(b[keep:])
 	}
-	if _, err := blockdev.WriteFUA(cow, b, off); err != nil {
+	if s.hooks.NoDropFlush {
+		if _, err := cow.WriteAt(b, off); err != nil {
+			return err
+		}
+	} else if _, err := blockdev.WriteFUA(cow, b, off); err != nil {
 		return err
 	}
 	s.tail = append(s.tail[:0], b[:keep]...)
