@@ -30,6 +30,10 @@ type Device struct {
 	faults  atomic.Pointer[faults]         // changes under faultMu; nil without rules
 	stats   atomic.Pointer[[]*statsRegion] // changes under mu; nil without regions
 
+	// suspending is closed when a suspend that has begun has shut the gate or was
+	// given up; nil: none has begun.
+	suspending atomic.Pointer[chan struct{}]
+
 	mu             sync.Mutex
 	uuid           string
 	inactive       *table

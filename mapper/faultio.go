@@ -37,7 +37,7 @@ func (f *faults) meet(ctx context.Context, op faultrule.Op, name string, off, n 
 func (f *faults) inside(ctx context.Context, op string, off, n int64, write bool, do func(t *table) error) error {
 	for {
 		err := f.insideOnce(ctx, op, off, n, write, do)
-		if err == nil || !f.d.again(err) {
+		if err == nil || !f.d.again(ctx, err) {
 			return err
 		}
 	}

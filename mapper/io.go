@@ -36,9 +36,23 @@ func (d *Device) begin(ctx context.Context) (*table, error) {
 func (d *Device) end() { d.gate.leave() }
 
 // again says whether a request that a target gave back is to be queued again:
-// only during a suspend without flush (kernel: dm_handle_requeue).
-func (d *Device) again(err error) bool {
-	return errors.Is(err, target.ErrRequeue) && d.noflush.Load()
+// during a suspend without flush (kernel: dm_handle_requeue), or when the target
+// had only waited. Then it returns when the gate is shut, or the suspend was
+// given up: the target would only give it back once more.
+func (d *Device) again(ctx context.Context, err error) bool {
+	if errors.Is(err, target.ErrRequeue) {
+		return d.noflush.Load()
+	}
+	if !errors.Is(err, target.ErrPostponed) {
+		return false
+	}
+	if begun := d.suspending.Load(); begun != nil {
+		select {
+		case <-*begun:
+		case <-ctx.Done(): // whoever it waits for next says so
+		}
+	}
+	return true
 }
 
 // read fills p from off; the range lies inside the device. It returns the bytes
@@ -58,7 +72,7 @@ func (d *Device) readLive(ctx context.Context, p []byte, off int64) (done int, e
 	for {
 		n, err := d.readOnce(ctx, p[done:], off+int64(done))
 		done += n
-		if err == nil || !d.again(err) {
+		if err == nil || !d.again(ctx, err) {
 			return done, err
 		}
 	}
@@ -101,7 +115,7 @@ func (d *Device) writeLive(ctx context.Context, p []byte, off int64, fua bool) (
 	for {
 		n, err := d.writeOnce(ctx, p[done:], off+int64(done), fua)
 		done += n
-		if err == nil || !d.again(err) {
+		if err == nil || !d.again(ctx, err) {
 			return done, err
 		}
 	}
@@ -148,7 +162,7 @@ func (d *Device) Flush(ctx context.Context) (err error) {
 func (d *Device) flushLive(ctx context.Context) error {
 	for {
 		err := d.flushOnce(ctx)
-		if err == nil || !d.again(err) {
+		if err == nil || !d.again(ctx, err) {
 			return err
 		}
 	}
@@ -209,7 +223,7 @@ func (d *Device) pieces(ctx context.Context, op string, off, n int64, write bool
 	for n > 0 {
 		done, err := d.piecesOnce(ctx, op, off, n, write, one)
 		off, n = off+done, n-done
-		if err != nil && !d.again(err) {
+		if err != nil && !d.again(ctx, err) {
 			return err
 		}
 	}

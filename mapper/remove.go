@@ -116,10 +116,11 @@ func (d *Device) closeTables(ctx context.Context) {
 	}
 	t := d.live.Load()
 	if !suspended {
+		d.beginSuspend()
 		if t != nil {
 			t.presuspend(false)
 		}
-		d.gate.shut()
+		d.shutGate()
 		// Nobody has the device open, so what is still inside ends by itself.
 		_ = d.gate.drain(d.m.life)
 		if t != nil {

@@ -44,6 +44,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	t := d.live.Load()
 	flush := t != nil && !t.lost && !o.NoFlush && !o.NoLockFS
 	d.noflush.Store(o.NoFlush)
+	defer d.beginSuspend()()
 	if t != nil {
 		t.presuspend(o.NoFlush)
 	}
@@ -65,7 +66,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 			return undo(err, false)
 		}
 	}
-	d.gate.shut()
+	d.shutGate()
 	err := d.gate.drain(ctx)
 	if err == nil && flush {
 		err = d.suspendFlush(ctx, t)
@@ -82,6 +83,27 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	}
 	d.report(EventSuspend, "")
 	return nil
+}
+
+// beginSuspend has requests that a target postpones wait until the gate is shut;
+// what it returns ends that where the suspend is given up before.
+func (d *Device) beginSuspend() func() {
+	begun := make(chan struct{})
+	d.suspending.Store(&begun)
+	return d.suspendBegun
+}
+
+// suspendBegun lets postponed requests go on, to the gate.
+func (d *Device) suspendBegun() {
+	if begun := d.suspending.Swap(nil); begun != nil {
+		close(*begun)
+	}
+}
+
+// shutGate keeps new requests out, and lets those go there that were postponed.
+func (d *Device) shutGate() {
+	d.gate.shut()
+	d.suspendBegun()
 }
 
 // suspendFlush fails only when the caller gave up. Another error is kept for

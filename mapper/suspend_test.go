@@ -208,6 +208,81 @@ func TestSuspend_GivenBackRequestsAreQueuedWithoutFlushOnly(t *testing.T) {
 	}
 }
 
+// A request that a target only waited with is done again after any suspend, also
+// one that was given up.
+func TestSuspend_PostponedRequestsAreQueued(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		noflush bool
+		undone  bool
+	}{{name: "flush"}, {name: "noflush", noflush: true}, {name: "given up", undone: true}} {
+		t.Run(c.name, func(t *testing.T) {
+			m, p, _ := newProbed(t, nil)
+			d := mustCreate(t, m, "d", "0 8 probe a\n8 8 probe b")
+			p.failAt("b write", target.ErrPostponed)
+			hold := p.stopAt("b write")
+			write := later(func() error { _, err := d.WriteAt(limit(t), filled(7, 16*512), 0, false); return err })
+			reached(t, hold)
+			ctx, giveUp := context.WithCancel(limit(t))
+			defer giveUp()
+			suspend := later(func() error { return d.Suspend(ctx, SuspendOptions{NoFlush: c.noflush}) })
+			for d.gate.count.Load() < gateShut {
+				time.Sleep(time.Millisecond) // sleep: between two looks at what the operation did
+			}
+			if c.undone {
+				giveUp()
+				wantKind(t, "suspend", end(t, "suspend", suspend), blockdev.ErrInterrupted)
+				p.failAt("b write", nil)
+			}
+			close(hold.release)
+			if !c.undone {
+				if err := end(t, "suspend", suspend); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case err := <-write:
+					t.Fatalf("the write came back: %v", err)
+				default:
+				}
+				mustLoad(t, d, "0 8 probe c\n8 8 probe d")
+				mustResume(t, d)
+			}
+			if err := end(t, "the write", write); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// While the flush of a suspend runs the gate is open: a request that is
+// postponed then waits, and is not offered to the target again and again.
+func TestSuspend_PostponedRequestsWaitForTheGate(t *testing.T) {
+	m, p, _ := newProbed(t, nil)
+	d := mustCreate(t, m, "d", "0 8 probe a")
+	flush := p.stopAt("a flush")
+	suspend := later(func() error { return d.Suspend(limit(t), SuspendOptions{}) })
+	reached(t, flush)
+	p.failAt("a write", target.ErrPostponed)
+	hold := p.stopAt("a write")
+	p.take()
+	ctx, giveUp := context.WithCancel(limit(t))
+	write := later(func() error { _, err := d.WriteAt(ctx, filled(7, 512), 0, false); return err })
+	reached(t, hold)
+	close(hold.release)
+	for d.gate.count.Load() > 0 {
+		time.Sleep(time.Millisecond) // sleep: between two looks at what the operation did
+	}
+	close(flush.release)
+	if err := end(t, "suspend", suspend); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(p.take(), "a write"); n != 1 {
+		t.Errorf("the target saw the write %d times", n)
+	}
+	giveUp()
+	wantKind(t, "the write", end(t, "the write", write), blockdev.ErrInterrupted)
+}
+
 func TestSuspend_GivenBackWithoutSuspendIsAnError(t *testing.T) {
 	m, p, _ := newProbed(t, nil)
 	d := mustCreate(t, m, "d", "0 8 probe a")

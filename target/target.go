@@ -129,3 +129,8 @@ type DeviceFlusher interface {
 // During a suspend without flush the mapper queues the request again; at any
 // other time it is an I/O error (kernel: DM_MAPIO_REQUEUE).
 var ErrRequeue = fmt.Errorf("%w: request given back", blockdev.ErrIO)
+
+// ErrPostponed is the answer of a target that waited for something other than a
+// device, has done nothing, and was told to be suspended: the mapper does the
+// request again when the device runs.
+var ErrPostponed = fmt.Errorf("%w: request postponed", blockdev.ErrIO)
