@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // copyOut returns when every active snapshot has its own copy of the origin's
@@ -102,6 +103,12 @@ func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to i
 			if err := jobs[i].ended; err != nil && brokenOff(err) {
 				return err
 			}
+			if why := jobs[i].short(); why != nil {
+				if err := jobs[i].s.moreSpace(ctx, jobs[i].c, why, time.Time{}); err != nil {
+					return err
+				}
+				again = true
+			}
 			if err := waitUnits(ctx, jobs[i].others); err != nil {
 				return err
 			}
@@ -150,12 +157,18 @@ func (o *origin) run(jobs []outJob) {
 	wg.Wait()
 }
 
+// short is why the snapshot needs more room before the write can go on, nil if
+// it needs none.
+func (j *outJob) short() error {
+	if j.full == nil && j.ended != nil && outOfSpace(j.ended) && j.s.pauses() {
+		return j.ended
+	}
+	return j.full
+}
+
 // end commits what was copied. When that fails the snapshot is invalid, and the
 // origin goes on.
 func (j *outJob) end() {
-	if j.full != nil {
-		j.s.invalidate(j.full)
-	}
 	if j.own != nil {
 		j.ended = j.s.finish(j.c, j.own, j.err)
 	}

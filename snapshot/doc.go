@@ -72,6 +72,17 @@
 //   - A copy that is broken off because a table goes away fails its request and
 //     costs nothing.
 //
+// # Room
+//
+// Chunks are given out up to a mark in the COW device that costs one comparison
+// (space.go). A write that finds no room ends what it has allotted, and then has
+// more made: the COW file grows, and its space is taken from the disk, so that a
+// full disk is met before anything is allotted. A worker does the same when half
+// of what was made ready is used. Where no more can be had the policies decide
+// ([Policies], pause.go): a write that waits for room holds no chunk, and lets go
+// of the gate of its origin at every look, so that a suspend, a snapshot that
+// starts and one that ends never wait for it.
+//
 // # Damaged stores
 //
 // [CheckStore] names what is wrong with a store. A table line takes what the
@@ -85,15 +96,16 @@
 //	                   end of the write; shut by the resume of a snapshot
 //	  Group.mu
 //	  origin.mu        list of snapshots
-//	    snapshot.mu    pending exceptions, queue, allotment in the store
+//	    snapshot.mu    pending exceptions, queue, allotment in the store, room
 //	      exceptions.mu
+//	  snapshot.sidecar one change of the sidecar, written under it
 //	  health.mu
 //	  copier.mu
 //	  mergeTarget.mu, mergeRanges.mu
 //
-// No lock is held during I/O on a device, save that the size of a COW device
-// without room is asked for under snapshot.mu. The gate and the leadership of a
-// commit are no locks in this sense. A request fills and commits the chunks it
+// No lock is held during I/O on a device, save that a table that takes over asks
+// for the size of its COW device under origin.mu. The gate, the leadership of a
+// commit and the turn to make room are no locks in this sense. A request fills and commits the chunks it
 // allotted itself before it waits for those of others, so that no two can wait
 // for each other. What a request has begun it ends: a context ends waits only.
 package snapshot

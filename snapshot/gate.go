@@ -15,6 +15,10 @@ type gate struct {
 	shut   int           // how many have shut it
 	open   chan struct{} // closed when shut falls to 0; nil while nobody waits
 	empty  chan struct{} // closed when inside falls to 0; nil while nobody waits
+
+	// bell wakes those inside who wait for room on a COW device: they leave and
+	// come back.
+	bell bell
 }
 
 // enter waits until the gate is open.
@@ -55,6 +59,7 @@ func (g *gate) leave() {
 func (g *gate) close() {
 	g.mu.Lock()
 	g.shut++
+	g.bell.ring()
 	for g.inside > 0 {
 		if g.empty == nil {
 			g.empty = make(chan struct{})

@@ -79,8 +79,15 @@ func (s *snapshot) unregister() {
 	s.o.removeLocked(s)
 }
 
-// Presuspend has nothing to do: copies belong to requests.
-func (s *snapshot) Presuspend(bool) {}
+// Presuspend gives writes to the snapshot back that wait for room. Copies belong
+// to requests.
+func (s *snapshot) Presuspend(bool) {
+	s.stopping.Store(true)
+	s.o.gate.bell.ring()
+}
+
+// PresuspendUndo lets them wait again.
+func (s *snapshot) PresuspendUndo() { s.stopping.Store(false) }
 
 // Postsuspend notes that no request is inside: a handover may happen.
 func (s *snapshot) Postsuspend() {
@@ -118,6 +125,7 @@ func (s *snapshot) Resume() {
 	}
 	s.o.sortLocked()
 	s.suspended = false
+	s.stopping.Store(false)
 	s.active.Store(true)
 }
 
@@ -127,6 +135,8 @@ func (s *snapshot) takeOver(from *snapshot) {
 	s.core.Store(from.core.Load())
 	s.health.invalid.Store(from.health.invalid.Load())
 	s.health.overflowed.Store(from.health.overflowed.Load())
+	s.space.policies.Store(from.space.policies.Load())
+	s.startSpace(s.core.Load())
 	from.health.setInvalid()
 	from.core.Store(nil)
 }

@@ -166,14 +166,9 @@ func (m *mergeTarget) writeCOW(ctx context.Context, c *core, w payload, off, ski
 
 // writeOrigin writes to the origin when all other snapshots are safe.
 func (m *mergeTarget) writeOrigin(ctx context.Context, w payload, off, skip, n int64, fua bool) error {
-	if err := m.s.o.gate.enter(ctx); err != nil {
-		return err
-	}
-	defer m.s.o.gate.leave()
-	if err := m.s.o.copyOut(ctx, off, off+n); err != nil {
-		return err
-	}
-	return w.write(ctx, m.s.source, off, skip, n, fua)
+	return m.s.o.change(ctx, off, off+n, &m.s.stopping, func() error {
+		return w.write(ctx, m.s.source, off, skip, n, fua)
+	})
 }
 
 // Discard is taken and ignored, as by the kernel.
@@ -245,7 +240,8 @@ func (m *mergeTarget) Usage() Usage {
 
 // Presuspend stops the merge: the step in hand is done first, or broken off while
 // it copies.
-func (m *mergeTarget) Presuspend(bool) {
+func (m *mergeTarget) Presuspend(noflush bool) {
+	m.s.Presuspend(noflush)
 	m.mu.Lock()
 	stop := m.stop
 	m.stop = nil
@@ -257,7 +253,10 @@ func (m *mergeTarget) Presuspend(bool) {
 }
 
 // PresuspendUndo starts it again.
-func (m *mergeTarget) PresuspendUndo() { m.start() }
+func (m *mergeTarget) PresuspendUndo() {
+	m.s.PresuspendUndo()
+	m.start()
+}
 
 // Postsuspend notes that no request is inside.
 func (m *mergeTarget) Postsuspend() { m.s.Postsuspend() }

@@ -137,6 +137,8 @@ const mergePolicyPrefix = "merge-"
 // keep writes the policies into the sidecar, if the COW file has one: a restart
 // finds them there.
 func (m *mergeTarget) keep(p mergePolicies) error {
+	m.s.sidecar.Lock()
+	defer m.s.sidecar.Unlock()
 	file := m.s.cowFile()
 	if file == "" {
 		return nil

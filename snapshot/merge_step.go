@@ -46,19 +46,10 @@ func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error
 	}
 	pairs := mergePairs(c, es)
 	runs := mergeRuns(pairs)
-	if err := m.s.o.gate.enter(ctx); err != nil {
+	if err := m.enterSafely(ctx, c, runs); err != nil {
 		return false, err
 	}
 	defer m.s.o.gate.leave()
-	for _, r := range runs {
-		if m.s.group.o.Hooks.NoMergeCopyOut {
-			break
-		}
-		end := m.s.sourceEnd(c.offset(r.end()))
-		if err := m.s.o.copyOut(ctx, c.offset(r.first), end); err != nil { // rule 2
-			return false, err
-		}
-	}
 	b := m.ranges.begin(runs)
 	err = m.merge(ctx, c, st, b, pairs, len(es))
 	if n > 1 {
@@ -67,6 +58,32 @@ func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error
 		m.ranges.end(b, err)
 	}
 	return false, err
+}
+
+// enterSafely passes the gate when all other snapshots are safe for a write to
+// the runs (rule 2).
+func (m *mergeTarget) enterSafely(ctx context.Context, c *core, runs []chunkRun) error {
+	for {
+		if err := m.s.o.gate.enter(ctx); err != nil {
+			return err
+		}
+		var err error
+		for _, r := range runs {
+			if m.s.group.o.Hooks.NoMergeCopyOut {
+				break
+			}
+			if err = m.s.o.copyOut(ctx, c.offset(r.first), m.s.sourceEnd(c.offset(r.end()))); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		m.s.o.gate.leave()
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+	}
 }
 
 // mergePairs are the exceptions in order of their old chunks, without those that

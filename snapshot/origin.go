@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
@@ -12,6 +14,9 @@ var (
 	_ target.Zeroer        = (*originTarget)(nil)
 	_ target.Extenter      = (*originTarget)(nil)
 	_ target.DeviceFlusher = (*originTarget)(nil)
+	_ target.Suspender     = (*originTarget)(nil)
+
+	_ target.PresuspendUndoer = (*originTarget)(nil)
 )
 
 // originTarget is the target snapshot-origin: the original device, whose
@@ -20,6 +25,8 @@ type originTarget struct {
 	env   *target.Env
 	lower target.Lower
 	o     *origin
+
+	stopping atomic.Bool // from Presuspend to Resume: nobody waits for room
 }
 
 func (g *Group) newOrigin(env *target.Env, args []string) (target.Target, error) {
@@ -54,15 +61,52 @@ func (t *originTarget) Zero(ctx context.Context, off, n int64, unmap bool) error
 
 // change runs do, which changes n bytes at off, when all snapshots are safe.
 func (t *originTarget) change(ctx context.Context, off, n int64, do func() error) error {
-	if err := t.o.gate.enter(ctx); err != nil {
+	return t.o.change(ctx, off, off+n, &t.stopping, do)
+}
+
+// change runs do, which changes the bytes [from, to) of the origin, when all
+// snapshots are safe. A write that waits for room in one of them leaves the gate
+// now and then; when stopping is set it is given back.
+func (o *origin) change(ctx context.Context, from, to int64, stopping *atomic.Bool, do func() error) error {
+	for {
+		err := o.changeOnce(ctx, from, to, do)
+		switch {
+		case !errors.Is(err, errAgain):
+			return err
+		case stopping.Load():
+			return target.ErrPostponed
+		}
+	}
+}
+
+func (o *origin) changeOnce(ctx context.Context, from, to int64, do func() error) error {
+	if err := o.gate.enter(ctx); err != nil {
 		return err
 	}
-	defer t.o.gate.leave()
-	if err := t.o.copyOut(ctx, off, off+n); err != nil {
+	defer o.gate.leave()
+	if err := o.copyOut(ctx, from, to); err != nil {
 		return err
 	}
 	return do()
 }
+
+// Presuspend gives writes back that wait for room in a snapshot.
+func (t *originTarget) Presuspend(bool) {
+	t.stopping.Store(true)
+	t.o.gate.bell.ring()
+}
+
+// PresuspendUndo lets them wait again.
+func (t *originTarget) PresuspendUndo() { t.stopping.Store(false) }
+
+// Postsuspend has nothing to do.
+func (t *originTarget) Postsuspend() {}
+
+// Preresume never refuses.
+func (t *originTarget) Preresume() error { return nil }
+
+// Resume lets writes wait for room again.
+func (t *originTarget) Resume() { t.stopping.Store(false) }
 
 // Flush flushes the lower device. The snapshots need none: what they answered
 // is durable (rule 3).

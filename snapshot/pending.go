@@ -72,23 +72,13 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 			if own == nil {
 				own = newUnit(origin, int(last-at)+1)
 				s.queue = append(s.queue, own)
+				s.noteFillLocked(c, time.Now())
 			}
 			own.es = append(own.es, exception{at, to})
 			s.pending[at] = own
 		}
 	}
 	return own, others, nil
-}
-
-// allotLocked allots a chunk. The COW device is asked for its size when there is
-// no room as far as is known: it may have grown.
-func (s *snapshot) allotLocked(c *core) (Chunk, error) {
-	to, err := c.store.prepare(s.cowSize)
-	if err == nil {
-		return to, nil
-	}
-	s.cowSize = s.cow.Size()
-	return c.store.prepare(s.cowSize)
 }
 
 // finish says that the chunks of u are filled, or why they could not be, and
@@ -99,7 +89,7 @@ func (s *snapshot) allotLocked(c *core) (Chunk, error) {
 // A copy that failed makes the snapshot invalid; one that was broken off only
 // gives its chunks up.
 func (s *snapshot) finish(c *core, u *unit, err error) error {
-	if err != nil && !u.survives(err) {
+	if err != nil && !s.survives(u, err) {
 		s.invalidate(err)
 	}
 	s.mu.Lock()
@@ -130,9 +120,9 @@ func brokenOff(err error) bool {
 // survives tells whether the snapshot is as good as before when the unit ends
 // with err: when somebody gave up waiting for a device, and when a write to the
 // snapshot finds the disk below the COW device full. That is the writer's error
-// and nothing else; an origin write, though, goes on.
-func (u *unit) survives(err error) bool {
-	return brokenOff(err) || (!u.origin && blockdev.Kind(err) == blockdev.ErrNoSpace && !errors.Is(err, errFlush))
+// and nothing else; an origin write, though, goes on, unless it is to wait.
+func (s *snapshot) survives(u *unit, err error) bool {
+	return brokenOff(err) || outOfSpace(err) && (!u.origin || s.pauses())
 }
 
 // leadFor is how long a leader goes on after its own unit is done, before it
@@ -238,7 +228,7 @@ func (s *snapshot) record(c *core, es []exception, batch []*unit) (done int, err
 	if done, err = c.store.commit(s.cow, es); err == nil && s.diskFull.Load() {
 		s.diskFull.Store(false)
 	}
-	if err != nil && !slices.ContainsFunc(batch, func(u *unit) bool { return !u.survives(err) }) {
+	if err != nil && !slices.ContainsFunc(batch, func(u *unit) bool { return !s.survives(u, err) }) {
 		return done, err
 	}
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-
-	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // restore brings a snapshot back after the daemon was started again (promise
@@ -66,8 +64,8 @@ func (s *snapshot) sidecarMark() error {
 			s.log().WithError(err).Warn("the sidecar cannot be read")
 		}
 		return nil
-	case s.cow != nil && s.cow.ID().Kind == blockdev.IDFile && side.Inode != 0 && side.Inode != s.cow.ID().B:
-		return nil // it was left beside another file
+	case !s.sidecarFits(side):
+		return nil
 	case side.Invalid != nil:
 		return fmt.Errorf("%w: %s", errMarked, side.Invalid.Reason)
 	}

@@ -206,6 +206,8 @@ func (s *snapshot) markSidecar(why error) {
 		s.recordBroken()
 		return
 	}
+	s.sidecar.Lock()
+	defer s.sidecar.Unlock()
 	if err := MarkSidecarInvalid(file, why.Error(), time.Now()); err != nil {
 		s.log().WithError(err).Error("the sidecar of the COW device cannot be marked invalid: do not use the COW device again")
 		s.recordBroken()
@@ -232,6 +234,8 @@ func (s *snapshot) clearSidecar() {
 	if file == "" {
 		return
 	}
+	s.sidecar.Lock()
+	defer s.sidecar.Unlock()
 	side, err := ReadSidecar(file)
 	if err != nil || side.Invalid == nil {
 		return

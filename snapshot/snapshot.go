@@ -12,16 +12,18 @@ import (
 )
 
 var (
-	_ target.Target        = (*snapshot)(nil)
-	_ target.Suspender     = (*snapshot)(nil)
-	_ target.Discarder     = (*snapshot)(nil)
-	_ target.Zeroer        = (*snapshot)(nil)
-	_ target.Extenter      = (*snapshot)(nil)
-	_ target.Messager      = (*snapshot)(nil)
-	_ target.BaseWatcher   = (*snapshot)(nil)
-	_ target.Breaker       = (*snapshot)(nil)
-	_ target.DeviceFlusher = (*snapshot)(nil)
-	_ UsageReporter        = (*snapshot)(nil)
+	_ target.Target    = (*snapshot)(nil)
+	_ target.Suspender = (*snapshot)(nil)
+
+	_ target.PresuspendUndoer = (*snapshot)(nil)
+	_ target.Discarder        = (*snapshot)(nil)
+	_ target.Zeroer           = (*snapshot)(nil)
+	_ target.Extenter         = (*snapshot)(nil)
+	_ target.Messager         = (*snapshot)(nil)
+	_ target.BaseWatcher      = (*snapshot)(nil)
+	_ target.Breaker          = (*snapshot)(nil)
+	_ target.DeviceFlusher    = (*snapshot)(nil)
+	_ UsageReporter           = (*snapshot)(nil)
 )
 
 // snapshot is the target snapshot: the origin as it was, plus what was written
@@ -39,19 +41,22 @@ type snapshot struct {
 	// over, and when the store could not be read after a restart.
 	core   atomic.Pointer[core]
 	health health
+	space  space
 	copier copier
 
 	unmarked  atomic.Bool // it is invalid, and nothing on the disk says so
 	active    atomic.Bool // resumed once: origin writes make copies
 	diskFull  atomic.Bool // an event told so
 	suspended bool        // between Postsuspend and Resume; guarded by o.mu
+	stopping  atomic.Bool // from Presuspend to Resume: nobody waits for room
+
+	sidecar sync.Mutex // one change of the sidecar at a time
 
 	mu      sync.Mutex
 	pending map[Chunk]*unit // chunks allotted and not completed; guarded by mu
 	queue   []*unit         // units in order of allotment; guarded by mu
 	leading bool            // somebody commits; guarded by mu
 	users   int             // origin writes that look at this snapshot; guarded by mu
-	cowSize int64           // size of the COW device when it was last asked for; guarded by mu
 	room    chan struct{}   // closed when pending falls to the limit; guarded by mu
 	idle    chan struct{}   // closed when queue and users are empty; guarded by mu
 }
@@ -119,6 +124,8 @@ func (g *Group) prepareSnapshot(env *target.Env, args []string, merging bool) (s
 		return nil, nil, &target.ArgError{Index: 1, Text: p.origin, Want: fmt.Sprintf("an origin of at least %d sectors, this one has %d", uint64(env.Length), uint64(size))}
 	}
 	s.copier = copier{o: g.o}
+	s.space.init()
+	s.loadPolicies()
 	s.o = g.hold(source.ID())
 	return s, lost, nil
 }
@@ -208,7 +215,9 @@ func (s *snapshot) openStore(create bool) error {
 }
 
 func (s *snapshot) setCore(st store, t *exceptions) {
-	s.core.Store(&core{layout: st.geometry(), store: st, table: t, serial: newSerial()})
+	c := &core{layout: st.geometry(), store: st, table: t, serial: newSerial()}
+	s.core.Store(c)
+	s.startSpace(c)
 }
 
 // chunkSize is the chunk size in use, 0 while waiting for a handover.
@@ -273,10 +282,12 @@ func (s *snapshot) Devices() []target.DeviceUse {
 }
 
 // Close leaves the group, waits for the copies that origin writes have begun,
-// and ends the copy worker.
+// and ends the workers.
 func (s *snapshot) Close() error {
 	s.unregister()
+	s.o.gate.bell.ring()
 	s.waitIdle()
+	s.space.work.Wait()
 	err := s.copier.close()
 	if rerr := s.o.release(); err == nil {
 		err = rerr

@@ -27,6 +27,11 @@ type store interface {
 	// the snapshot: the order of the calls is the order of the log.
 	prepare(size int64) (Chunk, error)
 
+	// bounds are bytes of the COW device: the end of the last chunk that was
+	// allotted, the start of the one that comes next, and the size that prepare
+	// needs for it. The caller holds mu of the snapshot.
+	bounds() (used, free, need int64)
+
 	// forget takes back n chunks that were allotted and will never be
 	// committed. They stay unused. The caller holds mu of the snapshot.
 	forget(n int)

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"math"
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -72,6 +73,20 @@ func (s *persistent) prepare(size int64) (Chunk, error) {
 	s.allotted++
 	s.nextFree = s.skipArea(c + 1)
 	return c, nil
+}
+
+func (s *persistent) bounds() (used, free, need int64) {
+	last, end := s.nextFree, s.nextFree+1
+	if s.isArea(last - 1) {
+		last--
+	}
+	if s.allotted%s.perArea == s.perArea-1 {
+		end = max(end, s.area0(s.allotted)+Chunk(s.perArea)+2)
+	}
+	if end > math.MaxInt64>>s.shift { // exceptions of a bad store
+		return math.MaxInt64, math.MaxInt64, math.MaxInt64
+	}
+	return s.offset(last), s.offset(s.nextFree), s.offset(end)
 }
 
 func (s *persistent) forget(n int) { s.allotted -= uint64(n) }

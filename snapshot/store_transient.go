@@ -20,6 +20,10 @@ func (t *transient) prepare(size int64) (Chunk, error) {
 	return t.next - 1, nil
 }
 
+func (t *transient) bounds() (used, free, need int64) {
+	return t.offset(t.next), t.offset(t.next), t.offset(t.next + 1)
+}
+
 func (t *transient) forget(int)                                            {}
 func (t *transient) commit(_ blockdev.Device, es []exception) (int, error) { return len(es), nil }
 func (t *transient) invalidate(blockdev.Device) error                      { return nil }

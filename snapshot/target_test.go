@@ -495,7 +495,7 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Usage{State: "active", Store: "PO", Chunk: 8, Total: 4000, Allocated: 40, Metadata: 16, Data: 24,
-		Needed: (1 + 100 + 1) * 8, Exceptions: 3, Memory: u.Memory}
+		Needed: (1 + 100 + 1) * 8, Exceptions: 3, Memory: u.Memory, Capacity: 4000, Reserve: "off"}
 	if u != want || u.Memory <= 0 {
 		t.Errorf("%+v, expected %+v", u, want)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -11,7 +12,7 @@ import (
 // Usage is what a snapshot takes on its COW device and in memory. Sizes are in
 // sectors.
 type Usage struct {
-	State      string          `json:"state"` // "active", "invalid", "overflow"; "waiting" for a handover
+	State      string          `json:"state"` // "active", "paused", "invalid", "overflow"; "waiting" for a handover
 	Store      string          `json:"store"` // P, PO or N
 	Chunk      blockdev.Sector `json:"chunk_sectors"`
 	Total      blockdev.Sector `json:"total_sectors"`     // of the COW device
@@ -22,6 +23,14 @@ type Usage struct {
 	Exceptions uint64          `json:"exceptions"`     // completed
 	Pending    int             `json:"pending"`        // in the making
 	Memory     int64           `json:"memory_bytes"`   // of the table of exceptions
+
+	Capacity    blockdev.Sector `json:"capacity_sectors"`           // what the COW device has or may grow to
+	Reserve     string          `json:"reserve"`                    // space beforehand: "on", "off", "unsupported" by the file system
+	Reserved    blockdev.Sector `json:"reserved_sectors,omitempty"` // of it, not given out yet
+	PausedSince *time.Time      `json:"paused_since,omitempty"`     // writes wait for room
+	FillKnown   bool            `json:"fill_known"`                 // it was watched for long enough
+	FillRate    float64         `json:"fill_sectors_per_second"`    // of late; 0: nothing new
+	FullIn      *float64        `json:"full_in_seconds,omitempty"`  // at that rate, until Capacity is used up
 }
 
 // UsageReporter is a target that can tell its usage.
@@ -50,6 +59,7 @@ func (s *snapshot) Usage() Usage {
 	s.mu.Lock()
 	all, meta := c.store.used()
 	u.Pending = len(s.pending)
+	s.spaceUsageLocked(&u, c, time.Now(), all)
 	s.mu.Unlock()
 	u.Chunk = c.chunk
 	u.Allocated = blockdev.Sector(all) * c.chunk
@@ -73,8 +83,12 @@ func NeededSize(origin, chunk blockdev.Sector, persistent bool) blockdev.Sector 
 	return blockdev.Sector(n) * chunk
 }
 
-// Message takes "usage", which answers [Usage] as JSON, and "exceptions [CURSOR]",
-// which answers a page of the [Listing]. The kernel's snapshots take no messages.
+// Message takes, beyond the kernel, which knows none:
+//
+//	usage                  answers [Usage] as JSON
+//	exceptions [CURSOR]    answers a page of the [Listing]
+//	policy [KEY=VALUE...]  changes policies, and prints them; kept=no, in the
+//	                       end, where the change is forgotten with the daemon
 func (s *snapshot) Message(_ context.Context, words []string) (string, error) {
 	switch {
 	case len(words) == 1 && words[0] == "usage":
@@ -82,6 +96,16 @@ func (s *snapshot) Message(_ context.Context, words []string) (string, error) {
 		return string(b), err
 	case len(words) > 0 && words[0] == "exceptions":
 		return s.listingText(words[1:])
+	case len(words) > 0 && words[0] == "policy":
+		kept, err := s.changePolicies(words[1:])
+		if err != nil {
+			return "", err
+		}
+		text := s.space.policies.Load().text(s.params)
+		if !kept {
+			text += " kept=no"
+		}
+		return text, nil
 	}
-	return "", fmt.Errorf("%w: a snapshot takes the messages \"usage\" and \"exceptions [CURSOR]\" only", blockdev.ErrInvalid)
+	return "", fmt.Errorf("%w: a snapshot takes the messages usage, exceptions [CURSOR] and policy [KEY=VALUE...] only", blockdev.ErrInvalid)
 }

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
@@ -41,25 +42,37 @@ func (s *snapshot) writable() (*core, error) {
 
 // write writes one piece.
 func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, fua bool) error {
+	var began time.Time // when it first had to wait for room
 	for {
 		if c.mapped(off, n) {
 			return s.writeMapped(ctx, c, w, off, n, nil, fua)
+		}
+		if s.health.invalid.Load() {
+			return ErrInvalidSnapshot
 		}
 		if err := s.waitRoom(ctx); err != nil {
 			return err
 		}
 		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1), false)
-		if full != nil {
-			s.noSpace(full)
-		}
 		if own != nil {
 			if err := s.finish(c, own, s.fill(c, own, w, off, n)); err != nil {
 				s.noteSpace(err)
-				return err
+				if !outOfSpace(err) || !s.pauses() {
+					return err
+				}
+				full = err
 			}
 		}
 		if full != nil {
-			return ErrOverflow
+			if began.IsZero() {
+				began = time.Now()
+			}
+			if err := s.moreSpace(ctx, c, full, began); err == errAgain && s.stopping.Load() {
+				return target.ErrPostponed
+			} else if err != nil && err != errAgain {
+				return err
+			}
+			continue
 		}
 		if fua && own != nil && !s.params.persistent {
 			if err := s.cow.Flush(); err != nil {
@@ -78,19 +91,10 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 	}
 }
 
-// noSpace is what a full COW device means to a write to the snapshot.
-func (s *snapshot) noSpace(why error) {
-	if s.params.overflow {
-		s.health.overflowed.Store(true)
-		return
-	}
-	s.invalidate(why)
-}
-
 // noteSpace raises an event when the disk below the COW device is full, once
 // until a copy has succeeded.
 func (s *snapshot) noteSpace(err error) {
-	if blockdev.Kind(err) == blockdev.ErrNoSpace && !s.diskFull.Swap(true) {
+	if outOfSpace(err) && !s.diskFull.Swap(true) {
 		s.log().WithError(err).Error("the disk below the COW device is full")
 		s.env.Event()
 	}
