@@ -46,6 +46,8 @@ var layers = []layer{
 		"targets know neither each other nor the mapper"},
 	{"replay", []string{"target/fault", "blockdev"}, nil,
 		"reads what the target log-writes wrote; needs no daemon"},
+	{"delta", []string{"blockdev"}, nil,
+		"a file format; knows no snapshot"},
 	{"target", []string{"blockdev"}, []string{"github.com/sirupsen/logrus"},
 		"the contract; logrus for the type of Env.Log only"},
 	{"snapshot/...", []string{"target", "kcopyd", "blockdev", "snapshot/..."}, []string{"github.com/sirupsen/logrus", "golang.org/x/sys"},

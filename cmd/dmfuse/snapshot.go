@@ -15,6 +15,8 @@ func newSnapshotCommand(a *app) *cobra.Command {
 		newSnapshotLsCommand(a),
 		newSnapshotUsageCommand(a),
 		newSnapshotDiffCommand(a),
+		newSnapshotExportCommand(a),
+		newSnapshotApplyCommand(a),
 		newSnapshotRmCommand(a),
 	)
 	return cmd

@@ -1,202 +1,262 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"io"
+	"os"
 	"time"
 
-	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/delta"
+	"github.com/spf13/cobra"
 )
 
-// The second half of snapshot create and open: the file systems on the origin
-// are frozen, the daemon applies the steps, the file systems are thawed.
+// applyOptions is what the command line of snapshot apply says.
+type applyOptions struct {
+	file, target string
+	dryRun       bool
+	force        bool
+}
 
-// applySnapshot makes the device while the file systems on its origin are
-// frozen. When it fails, no device is left.
-func (s *session) applySnapshot(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*control.Info, []string, error) {
-	steps, err := snapshotSteps(b, cow, o)
+func newSnapshotApplyCommand(a *app) *cobra.Command {
+	var o applyOptions
+	cmd := &cobra.Command{
+		Use:   "apply FILE TARGET",
+		Short: "Write an exported file over a copy of the origin, which becomes the snapshot",
+		Long: `Write the ranges in FILE, made by snapshot export, to TARGET: a file, a block
+device or a device, that holds a copy of the origin (or, for an export with
+--base, of that snapshot). TARGET then holds what the snapshot held.
+
+Before anything is written all of FILE is checked, and TARGET: its size, that
+nobody uses it, and at up to a hundred places that did not change, what it
+holds. When the command was killed, give it again: doing it twice does no harm.`,
+		Example: `  dmfuse snapshot apply monday.ranges copy.img --dry-run
+  dmfuse snapshot apply monday.ranges copy.img`,
+		Args: asUsage(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.file, o.target = args[0], args[1]
+			return a.snapshotApply(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.dryRun, "dry-run", false, "check everything and write nothing")
+	f.BoolVar(&o.force, "force", false, "write also to a TARGET that is larger, or does not hold what it should")
+	return cmd
+}
+
+// applied is the answer of apply.
+type applied struct {
+	File      string    `json:"file"`
+	Target    string    `json:"target"`
+	Name      string    `json:"name"` // of the snapshot
+	Base      string    `json:"base,omitempty"`
+	Created   time.Time `json:"created"`
+	SizeBytes int64     `json:"size_bytes"`
+	DataBytes int64     `json:"data_bytes"`
+	ZeroBytes int64     `json:"zero_bytes"`
+	Checked   int       `json:"checked"` // places of the target that were compared
+	DryRun    bool      `json:"dry_run"`
+}
+
+func (a *app) snapshotApply(ctx context.Context, o applyOptions) error {
+	s, err := a.look(ctx)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	z, err := s.freezeFor(ctx, b, cow, o)
+	if err := s.load(ctx); err != nil {
+		return err
+	}
+	f, err := a.openExport(o.file)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	if z == nil {
-		r, err := s.applyGuarded(ctx, steps)
-		return resultOf(r, o.name), nil, s.explain(err, o.name)
+	defer f.Close()
+	p, err := s.find(o.target)
+	if err != nil {
+		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, o.freezeLimit)
-	defer cancel()
-	r, err := s.c.Apply(limited, steps...)
-	if terr := z.thaw(); terr != nil && err == nil {
-		err = s.takeBack(o.name, terr)
+	if fi, err := f.Stat(); err == nil && p.device == nil && os.SameFile(fi, statOf(p.path)) {
+		return usagef("FILE and TARGET are both %s", p.path)
 	}
-	return resultOf(r, o.name), z.mountPoints(), s.explain(err, o.name)
+	if err := s.checkTarget(p); err != nil {
+		return err
+	}
+	done := applied{File: o.file, Target: p.path, DryRun: o.dryRun}
+	checked, err := done.check(ctx, f)
+	if err != nil {
+		return fmt.Errorf("%s is not applied, and nothing is written: %w", o.file, err)
+	}
+	t, err := blockdev.OpenFile(p.path, blockdev.FileOptions{Write: !o.dryRun})
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	if err := done.checkContents(ctx, t, p, checked, o.force); err != nil {
+		return err
+	}
+	if !o.dryRun {
+		if err := done.write(ctx, f, t); err != nil {
+			return fail(exitFailed, fmt.Errorf("%s is changed in part: %w", p.what(), err), "it is whole when the same command has succeeded")
+		}
+	}
+	return a.answerApply(done)
 }
 
-// applyGuarded applies the steps; where the file system of a frozen base cannot
-// tell of writers, it does without being told, and says so.
-func (s *session) applyGuarded(ctx context.Context, steps []control.Step) (control.ApplyReply, error) {
-	r, err := s.c.Apply(ctx, steps...)
-	base := steps[0].GuardBase
-	if base == "" || errorCode(err) != control.CodeUnsupported || failedStep(err) != 0 {
-		return r, err
+// openExport opens a file that can be read twice.
+func (a *app) openExport(path string) (*os.File, error) {
+	f, ok := a.stdin.(*os.File)
+	if path != "-" || !ok {
+		return os.Open(path)
 	}
-	steps[0].GuardBase = ""
-	r, err = s.c.Apply(ctx, steps...)
-	if err == nil {
-		s.a.note("the file system of %s cannot tell when somebody opens it for writing: see to it that nobody does", base)
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, usagef("standard input is no file: FILE is read twice, to check all of it before anything is written; save it first")
 	}
-	return r, err
+	return f, nil
 }
 
-// failedStep is the step of an apply that failed, -1 when that is not known.
-func failedStep(err error) int {
-	var e *control.Error
-	if errors.As(err, &e) {
-		return e.Step
-	}
-	return -1
-}
-
-// errUnknownOutcome means that the daemon went away while it worked: the
-// snapshot may exist, so its COW must stay.
-var errUnknownOutcome = errors.New("whether the device was made is not known")
-
-func outcomeUnknown(err error) bool { return errors.Is(err, errUnknownOutcome) }
-
-// explain puts the error of an apply into words.
-func (s *session) explain(err error, name string) error {
-	switch {
-	case err == nil:
+func statOf(path string) os.FileInfo {
+	fi, err := os.Stat(path)
+	if err != nil {
 		return nil
-	case errorCode(err) == control.CodeNoDaemon:
-		return fail(exitNoDaemon, fmt.Errorf("%w: %w", errUnknownOutcome, err), "start a daemon and see: dmfuse serve, dmfuse snapshot ls; the COW is kept until then")
-	case errors.Is(err, context.DeadlineExceeded):
-		err = errFreezeExpired
-		fallthrough
-	case errors.Is(err, errFreezeExpired):
-		return fail(exitTimeout, fmt.Errorf("the snapshot %s is not made: %w before it was taken", name, err), "try again with a longer --freeze-limit, or with --no-freeze")
 	}
-	return fmt.Errorf("the snapshot %s is not made: %w", name, stepText(err))
+	return fi
 }
 
-// stepText adds to an error of an apply what failed on which device.
-func stepText(err error) error {
-	var e *control.Error
-	if errors.As(err, &e) && e.Op != "" {
-		return fmt.Errorf("%s of %s: %w", e.Op, e.Device, err)
+// checkTarget refuses a target that is in use or cannot be written.
+func (s *session) checkTarget(p place) error {
+	if d := p.device; d != nil {
+		switch {
+		case d.ReadOnly:
+			return failf(exitFailed, "the device %s is read-only", d.Name)
+		case d.Suspended:
+			return fail(exitBusy, fmt.Errorf("the device %s is suspended", d.Name), "resume it first: dmfuse resume "+shellQuote(d.Name))
+		}
+	}
+	for _, u := range s.usesOf(p) {
+		return fail(exitBusy, fmt.Errorf("%s is in use: it is the %s of the device %s", p.what(), u.role, u.device.Name),
+			"write to that device, or remove it first: dmfuse remove "+shellQuote(u.device.Name))
+	}
+	users, err := s.writersOf(p)
+	if err == nil && len(users) > 0 {
+		err = busy(p, users, "end this use first")
 	}
 	return err
 }
 
-// takeBack removes a snapshot that was taken after its freeze had ended.
-func (s *session) takeBack(name string, why error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	_, err := s.c.Apply(ctx, control.Step{Op: control.OpRemove, Key: control.ByName(name)})
-	if err != nil {
-		return errors.Join(errUnknownOutcome, why, err)
-	}
-	return why
+// check reads all of the file and gives its witnesses.
+func (done *applied) check(ctx context.Context, f *os.File) (same []delta.Record, err error) {
+	err = done.records(ctx, f, func(r delta.Record) error {
+		switch r.Kind {
+		case delta.Data:
+			done.DataBytes += r.Len
+		case delta.Zero:
+			done.ZeroBytes += r.Len
+		case delta.Same:
+			if len(same) == maxWitnesses {
+				return fmt.Errorf("%w: more than %d places to compare", blockdev.ErrInvalid, maxWitnesses)
+			}
+			same = append(same, r)
+		}
+		return nil
+	})
+	return same, err
 }
 
-// withUndo adds to an error what could not be taken back.
-func withUndo(err, undo error) error {
-	if undo == nil {
+// maxWitnesses bounds the memory that a file can take.
+const maxWitnesses = 1 << 16
+
+// records reads the file from its beginning.
+func (done *applied) records(ctx context.Context, f *os.File, visit func(delta.Record) error) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return fmt.Errorf("%w; not undone: %w", err, undo)
-}
-
-// snapshotSteps makes the snapshot while its origin stands still. It is built
-// before the origin is suspended, so that this takes no longer than needed; it
-// begins to count when it is resumed.
-func snapshotSteps(b baseOf, cow *cowFile, o createOptions) ([]control.Step, error) {
-	line := control.Line{
-		Length: uint64(b.size / 512), Type: "snapshot",
-		Args: []string{b.lower.path, cow.path, cow.store, fmt.Sprint(cow.chunk / 512)},
-	}
-	if cow.damaged {
-		line.Args = append(line.Args, "1", "damaged")
-	}
-	cowNow := cow.place
-	if !cow.exists { // it does now
-		var err error
-		if cowNow, err = fileAt(cow.path); err != nil {
-			return nil, err
-		}
-	}
-	steps := deviceSteps(o.name, line, o.readOnly, b.lower, cowNow)
-	if b.origin == nil && b.lower.device == nil && !b.lower.block && !o.willNotChange {
-		steps[0].GuardBase = b.lower.path
-	}
-	if b.origin == nil || b.origin.Suspended {
-		return steps, nil
-	}
-	origin := control.ByName(b.origin.Name)
-	last := len(steps) - 1
-	return append(steps[:last:last],
-		control.Step{Op: control.OpSuspend, Key: origin}, steps[last], control.Step{Op: control.OpResume, Key: origin}), nil
-}
-
-// resultOf is the device called name after the last step about it.
-func resultOf(r control.ApplyReply, name string) *control.Info {
-	for i := len(r.Results) - 1; i >= 0; i-- {
-		if d := r.Results[i].Device; d != nil && d.Name == name {
-			return d
-		}
-	}
-	return &control.Info{Name: name}
-}
-
-// freezeFor freezes the file systems on the origin device and on what stands
-// on it; nil when there is nothing to freeze.
-func (s *session) freezeFor(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*frozen, error) {
-	if b.origin == nil || o.noFreeze {
-		return nil, nil
-	}
-	var list []frozenFS
-	for _, m := range append(s.above(b.origin.Name), *b.origin) {
-		on, err := fileSystemsOn(m.Path)
-		if err != nil {
-			return nil, err
-		}
-		if len(on) > 0 && m.Suspended {
-			return nil, fail(exitBusy, fmt.Errorf("%s is suspended, so the file system on it (%s) cannot be frozen", m.Name, on[0].point),
-				"resume it first, or take a crash-consistent snapshot with --no-freeze")
-		}
-		list = appendNew(list, on)
-	}
-	if len(list) == 0 {
-		return nil, nil
-	}
-	needed := daemonFiles(s.v.PID)
-	needed[cow.path] = "the COW file"
-	needed[s.v.RunDir] = "the run directory of the daemon"
-	if err := freezeConflict(list, needed); err != nil {
-		return nil, err
-	}
-	z, err := (freezer{command: []string{"/proc/self/exe", holdVerb}, lock: filepath.Join(s.v.RunDir, "freeze.lock")}).freeze(ctx, list, o.freezeLimit)
+	r, err := delta.NewReader(bufio.NewReaderSize(f, 1<<20))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return z, nil
+	h := r.Header()
+	done.Name, done.Base, done.SizeBytes, done.Created = h.Name, h.Base, h.Size, h.Created
+	for {
+		if ctx.Err() != nil {
+			return errors.New("interrupted")
+		}
+		rec, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = visit(rec)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
-// appendNew adds the file systems that are not in the list.
-func appendNew(list, more []frozenFS) []frozenFS {
-next:
-	for _, fs := range more {
-		for _, have := range list {
-			if have.dev == fs.dev {
-				continue next
-			}
-		}
-		list = append(list, fs)
+// checkContents refuses a target of another size, or that is no copy of the
+// origin.
+func (done *applied) checkContents(ctx context.Context, t *blockdev.File, p place, same []delta.Record, force bool) error {
+	size := int64(blockdev.SectorsIn(t.Size())) * blockdev.SectorSize
+	switch {
+	case size < done.SizeBytes:
+		return failf(exitFailed, "%s has %d bytes, the snapshot has %d", p.what(), t.Size(), done.SizeBytes)
+	case size > done.SizeBytes && !force:
+		return fail(exitFailed, fmt.Errorf("%s has %d bytes, the snapshot has only %d", p.what(), t.Size(), done.SizeBytes),
+			"if its beginning is the copy, give --force")
 	}
-	return list
+	if force {
+		return nil
+	}
+	for _, r := range same {
+		if ctx.Err() != nil {
+			return failf(exitFailed, "interrupted")
+		}
+		b := make([]byte, r.Len)
+		if _, err := t.ReadAt(b, r.Off); err != nil {
+			return err
+		}
+		if delta.Sum(b) != r.Sum {
+			of := "the origin of " + done.Name
+			if done.Base != "" {
+				of = done.Base
+			}
+			return fail(exitFailed, fmt.Errorf("%s is no copy of %s: the %d bytes at byte %d did not change, and are others there", p.what(), of, r.Len, r.Off),
+				"to write to it all the same, give --force")
+		}
+		done.Checked++
+	}
+	return nil
+}
+
+// write writes the ranges, and makes them durable.
+func (done *applied) write(ctx context.Context, f *os.File, t *blockdev.File) error {
+	err := done.records(ctx, f, func(r delta.Record) error {
+		switch r.Kind {
+		case delta.Data:
+			_, err := t.WriteAt(r.Data, r.Off)
+			return err
+		case delta.Zero:
+			return blockdev.Zero(t, r.Off, r.Len, true)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return t.Flush()
+}
+
+func (a *app) answerApply(done applied) error {
+	if a.json {
+		return a.printJSON(done)
+	}
+	verb := "holds"
+	if done.DryRun {
+		verb = "would hold"
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s %s %s: %s of data and %s of zeros\n", done.Target, verb, done.Name, a.size(done.DataBytes), a.size(done.ZeroBytes))
+	return err
 }
