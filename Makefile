@@ -123,10 +123,15 @@ one-cpu: ## what a device file does, with one processor
 	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount
 
 # Each way by which requests can arrive (fs.Transport) does the same; the default
-# is what all other targets run with.
+# is what all other targets run with. For io_uring the tests switch the parameter
+# of the kernel module on, and back; kernels before 6.14 have none, and no tests.
 .PHONY: transports
 transports: ## what a device file does, by the transports that are not the default
-	DMFUSE_TRANSPORT=gofuse $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./fs ./tests/mount
+	rc=0
+	for t in gofuse uring; do
+	  DMFUSE_TRANSPORT=$$t $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./fs ./tests/mount || rc=$$?
+	done
+	exit $$rc
 
 # Each fuzz target for FUZZTIME; go test takes one target at a time.
 FUZZTIME ?= 10s

@@ -231,7 +231,7 @@ type Version struct {
 	Mount      string    `json:"mount"` // where the device files are
 	Major      int       `json:"major"`
 	AllowOther bool      `json:"allow_other"`
-	Transport  string    `json:"transport"` // how requests arrive: "dev" or "gofuse"
+	Transport  string    `json:"transport"` // how requests arrive: "uring", "dev" or "gofuse"
 	// Leftovers are loop devices and mounts of a daemon that died, which stay
 	// dead (promise 9), with the command that clears each.
 	Leftovers []Leftover `json:"leftovers,omitempty"`

@@ -16,7 +16,10 @@ const (
 	opFsync       = 20
 	opInit        = 26
 	opInterrupt   = 36
+	opNotifyReply = 41
 	opBatchForget = 42
+
+	notifyRetrieve = 5
 
 	inHeader    = 40
 	outHeader   = 16
@@ -168,7 +171,14 @@ func (l *devLoop) send(fd int, p []byte) error {
 // yet is answered with EAGAIN: the kernel tells again. That answer counts only
 // on the descriptor that the request itself was read from.
 func (l *devLoop) interrupt(c *call) {
-	if c.n < interruptLength || l.calls.interrupt(*(*uint64)(unsafe.Pointer(&c.in[inHeader]))) {
+	if c.n < interruptLength {
+		return
+	}
+	unique := *(*uint64)(unsafe.Pointer(&c.in[inHeader]))
+	if l.calls.early != nil {
+		l.calls.early.note(unique)
+	}
+	if l.calls.interrupt(unique) {
 		return
 	}
 	n, _ := l.other.HandleRequest([][]byte{c.in[:c.n]}, [][]byte{c.out})

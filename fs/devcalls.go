@@ -8,7 +8,8 @@ import (
 
 // calls knows every request of a loop that may wait.
 type calls struct {
-	dead atomic.Bool // the mount is gone: nothing waits any more
+	dead  atomic.Bool // the mount is gone: nothing waits any more
+	early *early      // nil: the kernel tells interrupts again that come too early
 
 	mu  sync.Mutex
 	all map[*waiter]struct{} // guarded by mu

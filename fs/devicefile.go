@@ -78,6 +78,26 @@ func (f *FileSystem) readDevice(cancel <-chan struct{}, in *fuse.ReadIn, buf []b
 	return n, fuse.OK
 }
 
+// readNow is readDevice for a device that need not wait; false: nothing is
+// answered.
+func (f *FileSystem) readNow(in *fuse.ReadIn, buf []byte) (int, bool) {
+	d, ok := f.opens.get(in.NodeId).(Prompt)
+	buf = buf[:min(int(in.Size), len(buf))]
+	if !ok || !addressable(in.Offset, len(buf)) {
+		return 0, false
+	}
+	return d.ReadNow(buf, int64(in.Offset))
+}
+
+// writeNow is Write likewise. One that has to be durable waits.
+func (f *FileSystem) writeNow(in *fuse.WriteIn, data []byte) (int, bool) {
+	d, ok := f.opens.get(in.NodeId).(Prompt)
+	if !ok || in.Flags&syscall.O_DSYNC != 0 || !addressable(in.Offset, len(data)) {
+		return 0, false
+	}
+	return d.WriteNow(data, int64(in.Offset))
+}
+
 // addressable says that a range has no end beyond what an offset can be. The
 // kernel sees to it, other transports may not.
 func addressable(off uint64, n int) bool { return off <= math.MaxInt64-uint64(n) }

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
@@ -34,6 +33,7 @@ type devLoop struct {
 	handed  sync.WaitGroup // requests that were given to a goroutine
 	gone    chan struct{}  // closed by the first reader that finds the mount gone
 	once    sync.Once
+	leave   func() // called when the mount is gone
 }
 
 // devReaders is how many readers there are. One answers while another waits
@@ -42,25 +42,37 @@ func devReaders() int { return min(max(runtime.NumCPU()+1, 3), 8) }
 
 // newDevLoop answers INIT on fd. It closes fd when it fails.
 func newDevLoop(f *FileSystem, fd int, o Options) (*devLoop, error) {
-	l := &devLoop{
-		f:     f,
-		other: fuse.NewProtocolServer(f, f.FuseOptions(o)),
-		log:   f.log,
-		fds:   []int{fd},
-		gone:  make(chan struct{}),
-	}
-	if err := l.init(); err != nil {
+	l := openDevLoop(f, fd, f.FuseOptions(o))
+	if err := l.init(func(*fuse.InitIn) {}); err != nil {
 		l.close()
 		return nil, err
 	}
-	for range devReaders() - 1 {
-		l.fds = append(l.fds, l.clone())
-	}
+	l.addReaders()
 	return l, nil
 }
 
-// init reads the first request, which is INIT, and answers it.
-func (l *devLoop) init() error {
+// openDevLoop is a loop with one reader, before INIT.
+func openDevLoop(f *FileSystem, fd int, o *fuse.MountOptions) *devLoop {
+	return &devLoop{
+		f:     f,
+		other: fuse.NewProtocolServer(f, o),
+		log:   f.log,
+		fds:   []int{fd},
+		gone:  make(chan struct{}),
+		leave: func() {},
+	}
+}
+
+// addReaders makes it the number of readers there should be.
+func (l *devLoop) addReaders() {
+	for range devReaders() - len(l.fds) {
+		l.fds = append(l.fds, l.clone())
+	}
+}
+
+// init reads the first request, which is INIT, and answers it. What the kernel
+// offers can be changed before.
+func (l *devLoop) init(change func(*fuse.InitIn)) error {
 	c := l.calls.begin(l, l.fds[0], maxRequest, maxRequest)
 	defer l.calls.done(c)
 	for {
@@ -72,9 +84,14 @@ func (l *devLoop) init() error {
 			return fmt.Errorf("read /dev/fuse: %w", err)
 		}
 		c.n = n
-		if h := c.header(); h == nil || h.Opcode != opInit {
+		h := c.header()
+		if h == nil || h.Opcode != opInit {
 			return errors.New("the first request is not INIT")
 		}
+		var in fuse.InitIn // older kernels send less
+		copy(bytesOf(&in), c.in[:n])
+		change(&in)
+		copy(c.in[:n], bytesOf(&in))
 		return l.passOn(c)
 	}
 }
@@ -101,6 +118,7 @@ func (l *devLoop) Serve() {
 		go l.read(l.calls.begin(l, fd, maxRequest, maxRequest))
 	}
 	<-l.gone
+	l.leave()
 	l.drain()
 	l.close()
 	l.f.OnUnmount()
@@ -120,9 +138,7 @@ func (l *devLoop) drain() {
 	defer again.Stop()
 	for {
 		for _, unique := range l.calls.end() {
-			in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: interruptLength, Opcode: opInterrupt, Unique: unique | 1}, Unique: unique}
-			var out [page]byte
-			l.other.HandleRequest([][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), interruptLength)}, [][]byte{out[:]})
+			l.tell(unique)
 		}
 		select {
 		case <-done:

@@ -38,7 +38,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	restore := fstest.UseTransport()
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		restore()
+		os.Exit(code)
+	}))
 }
 
 // rescue holds what must be undone even when a test hangs.
@@ -133,6 +137,9 @@ func mountWith(t testing.TB, o fs.Options, devs ...fs.Device) *mounted {
 	var err error
 	if m.Server, err = fs.Mount(m.list, o); err != nil {
 		t.Fatal(err)
+	}
+	if want := o.Transport; want != "" && want != fs.TransportAuto && m.Transport() != want {
+		t.Errorf("transport %s: expected %s", m.Transport(), want)
 	}
 	onHang(t, m.Dir(), func() { _ = m.Abort() })
 	t.Cleanup(func() {

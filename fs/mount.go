@@ -40,6 +40,8 @@ type Options struct {
 	Log logrus.FieldLogger
 	// Debug logs every request at debug level.
 	Debug bool
+
+	rings ringHooks
 }
 
 const (
@@ -107,13 +109,13 @@ func Mount(src Source, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", o.Dir, err)
 	}
-	fd, err := mountFuse(dir, o)
-	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", dir, err)
+	l, err := mountLoop(src, dir, o)
+	if errors.Is(err, errMountAnew) {
+		o.Log.WithError(err).Warn("mounting once more: requests come over /dev/fuse")
+		o.Transport = TransportDev
+		l, err = mountLoop(src, dir, o)
 	}
-	l, err := newLoop(NewFileSystem(src, o), fd, o)
 	if err != nil {
-		_ = unmountLazily(dir)
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	s := &Server{dir: dir, transport: l.transport, readers: l.readers, done: make(chan struct{})}
@@ -122,6 +124,19 @@ func Mount(src Source, o Options) (*Server, error) {
 		l.serve()
 	}()
 	return s, nil
+}
+
+// mountLoop mounts at dir and answers INIT.
+func mountLoop(src Source, dir string, o Options) (loop, error) {
+	fd, err := mountFuse(dir, o)
+	if err != nil {
+		return loop{}, err
+	}
+	l, err := newLoop(NewFileSystem(src, o), fd, o)
+	if err != nil {
+		_ = abortMount(dir)
+	}
+	return l, err
 }
 
 // Transport is how requests arrive, never TransportAuto.

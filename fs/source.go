@@ -63,6 +63,18 @@ type Device interface {
 	InfoText(kind string) string
 }
 
+// Prompt is a device that can tell whether a request would have to wait: for the
+// device to resume, for other requests, for a medium. It is asked by the one
+// thread that all requests of a CPU go through.
+type Prompt interface {
+	// ReadNow is ReadAt if that waits for nothing. It is false, and p may have
+	// changed, where it would wait, or fail: then ReadAt is called.
+	ReadNow(p []byte, off int64) (n int, ok bool)
+	// WriteNow is WriteAt without fua, likewise. Where it is false a part of p may
+	// be written, as by a write that is under way.
+	WriteNow(p []byte, off int64) (n int, ok bool)
+}
+
 // Attr is what chmod, chown and utimes change.
 type Attr = mapper.Attr
 

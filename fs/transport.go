@@ -17,6 +17,9 @@ type Transport string
 const (
 	// TransportAuto is the one that suits most: TransportDev.
 	TransportAuto Transport = "auto"
+	// TransportURing is FUSE over io_uring (Linux 6.14), where root has switched it
+	// on (/sys/module/fuse/parameters/enable_uring); TransportDev elsewhere.
+	TransportURing Transport = "uring"
 	// TransportDev is a loop of our own over /dev/fuse with several readers.
 	TransportDev Transport = "dev"
 	// TransportGoFuse is go-fuse's Server.
@@ -24,7 +27,7 @@ const (
 )
 
 // Transports lists what [ParseTransport] takes.
-var Transports = [...]Transport{TransportAuto, TransportDev, TransportGoFuse}
+var Transports = [...]Transport{TransportAuto, TransportURing, TransportDev, TransportGoFuse}
 
 // ParseTransport returns the transport of this name; an empty one is
 // TransportAuto, any other [blockdev.ErrInvalid].
@@ -63,6 +66,9 @@ func newLoop(f *FileSystem, fd int, o Options) (loop, error) {
 			return loop{}, err
 		}
 		return loop{t, n, s.Serve}, nil
+	}
+	if t == TransportURing {
+		return newRingLoop(f, fd, o)
 	}
 	l, err := newDevLoop(f, fd, o)
 	if err != nil {

@@ -14,15 +14,17 @@ type waiter struct {
 	interrupted bool
 }
 
-// begin makes the request known to interrupts. One that is passed on is
-// go-fuse's to interrupt.
-func (w *waiter) begin(unique uint64, passed bool) {
+// begin makes the request known to interrupts, and says whether its own has come
+// already. One that is passed on is go-fuse's to interrupt.
+func (w *waiter) begin(unique uint64, passed bool) (early bool) {
 	w.mu.Lock()
 	w.unique, w.passed = unique, passed
 	w.mu.Unlock()
-	if w.of.dead.Load() {
+	early = w.of.early.has(unique)
+	if early || w.of.dead.Load() {
 		w.stop(unique)
 	}
+	return early
 }
 
 func (w *waiter) end() {

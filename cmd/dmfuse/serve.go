@@ -58,7 +58,7 @@ func newServeCommand(a *app) *cobra.Command {
 	f.IntVar(&o.major, "major", 0, "major number of the devices (default: the highest free one below 255)")
 	f.BoolVar(&o.noRestore, "no-restore", false, "do not bring back the devices of a daemon that was killed")
 	f.BoolVar(&o.direct, "direct", false, "open backing files with O_DIRECT")
-	f.StringVar(&o.transport, "transport", cmp.Or(a.env("DMFUSE_TRANSPORT"), string(fs.TransportAuto)), "how requests arrive: auto, dev (/dev/fuse, several readers) or gofuse (go-fuse's server)")
+	f.StringVar(&o.transport, "transport", cmp.Or(a.env("DMFUSE_TRANSPORT"), string(fs.TransportAuto)), "how requests arrive: auto (dev), uring (io_uring, Linux 6.14), dev (/dev/fuse, several readers) or gofuse (go-fuse's server)")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info, debug or trace")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "file descriptor to write to when ready")
 	_ = f.MarkHidden("ready-fd")
@@ -72,7 +72,7 @@ func (o *serveOptions) check() (logrus.Level, error) {
 		return 0, usagef("--log-level %s: expected error, warning, info, debug or trace", o.logLevel)
 	}
 	if _, err := fs.ParseTransport(o.transport); err != nil {
-		return 0, usagef("--transport %s: expected auto, dev or gofuse", o.transport)
+		return 0, usagef("--transport %s: expected auto, uring, dev or gofuse", o.transport)
 	}
 	if o.major < 0 || o.major > 4095 {
 		return 0, usagef("--major %d: expected 1 to 4095", o.major)

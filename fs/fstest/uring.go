@@ -1,0 +1,76 @@
+package fstest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dmfuse/dmfuse/fs"
+)
+
+// uringParam is the switch of the kernel for FUSE over io_uring.
+const uringParam = "/sys/module/fuse/parameters/enable_uring"
+
+// UseTransport prepares for tests with the transport that DMFUSE_TRANSPORT names,
+// and returns what is to be called after them. Where FUSE over io_uring is asked
+// for and cannot be had, the test program ends: without an error, but in CI with
+// one.
+func UseTransport() (restore func()) {
+	if fs.Transport(os.Getenv("DMFUSE_TRANSPORT")) != fs.TransportURing {
+		return func() {}
+	}
+	restore, err := EnableURing()
+	if err == nil {
+		return restore
+	}
+	fmt.Println("no tests with io_uring:", err)
+	if os.Getenv("CI") == "true" || os.Getenv("DMFUSE_CI") != "" {
+		os.Exit(1)
+	}
+	os.Exit(0)
+	return nil
+}
+
+// EnableURing switches FUSE over io_uring on for new mounts, until restore is
+// called. Several processes may do so at a time: the last one sets it back.
+func EnableURing() (restore func(), err error) {
+	was, err := os.ReadFile(uringParam)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errors.New("this kernel has no FUSE over io_uring")
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The lock is shared by those who want it on. Its text is what to set back.
+	lock, err := os.OpenFile("/tmp/dmfuse-test-uring.lock", os.O_RDWR|os.O_CREATE, 0600)
+	if err != nil {
+		return nil, err
+	}
+	first := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+	if first {
+		_, err = lock.WriteAt(was[:1], 0)
+	}
+	if err == nil {
+		err = os.WriteFile(uringParam, []byte("Y"), 0)
+	}
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("switch on FUSE over io_uring: %w", err)
+	}
+	return func() {
+		defer lock.Close()
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			return // somebody else wants it on
+		}
+		back := make([]byte, 1)
+		if _, err := lock.ReadAt(back, 0); err == nil && strings.ContainsAny(string(back), "YN") {
+			_ = os.WriteFile(uringParam, back, 0)
+		}
+	}, nil
+}

@@ -1,0 +1,399 @@
+package fs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/dmfuse/dmfuse/fs/internal/uring"
+)
+
+const (
+	// ringDepth is how many entries a queue begins with, and by how many it
+	// grows when all of them are held up by requests that wait.
+	ringDepth = 16
+	// ringMost is how many it may have.
+	ringMost = 4096
+	// ringLarge is from where on a request is done beside the queue, so that
+	// small ones do not wait behind the copying.
+	ringLarge = 128 << 10
+	// ringSubmit is how many answers go to the kernel in one call at most.
+	ringSubmit = 64
+)
+
+// nudgeUnique is added to the numbers of requests that are made by nudge. The
+// kernel counts its own from 0.
+const nudgeUnique = 1 << 62
+
+// wakeData is what the poll of the eventfd completes with.
+const wakeData = 1<<64 - 1
+
+// ringQueue is the queue of one CPU, with a thread of its own. All but finish
+// runs on that thread.
+//
+// What can be done at once is, there and then. All else is given to goroutines,
+// which put the entry on a list when they are done; only the thread submits. So
+// nothing that waits holds it up, and answers go out in batches.
+type ringQueue struct {
+	l   *ringLoop
+	cpu int
+
+	ring    *uring.Ring
+	events  int // eventfd: a goroutine is done, or the end has come
+	pins    pins
+	entries []*ringEntry
+	live    int // entries that the kernel knows
+	away    int // of these, with a goroutine
+	memory  [][]byte
+
+	nudges uint64 // sent so far
+
+	done   atomic.Pointer[ringEntry] // those that goroutines are done with, last first
+	asleep atomic.Bool
+	full   bool // said in the log
+}
+
+// run is the thread. It says on ready how the setup went, and, when it was told
+// to begin, how the registration did.
+func (q *ringQueue) run(ready chan<- error) {
+	defer q.l.threads.Done()
+	runtime.LockOSThread() // for good: the thread ends with the goroutine
+	err := q.setup()
+	ready <- err
+	if err == nil {
+		select {
+		case <-q.l.begin:
+			err = q.register(q.entries)
+			ready <- err
+			if err == nil {
+				q.serve()
+			}
+		case <-q.l.stop:
+		}
+	}
+	if q.ring != nil {
+		q.ring.Close()
+	}
+}
+
+// setup makes all that can fail.
+func (q *ringQueue) setup() (err error) {
+	if q.ring, err = uring.New(ringSubmit, uring.Options{Setup: q.l.hooks.setup}); err != nil {
+		return err
+	}
+	q.pins.init(q.cpu)
+	_, err = q.grow(ringDepth)
+	return err
+}
+
+// grow makes n entries more, which are to be registered.
+func (q *ringQueue) grow(n int) ([]*ringEntry, error) {
+	// Each takes address space for the largest request, and memory as far as it
+	// was ever used.
+	mem, err := unix.Mmap(-1, 0, n*(maxRequest+ringHeaderSpace), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("buffers of a queue: %w", err)
+	}
+	q.memory = append(q.memory, mem)
+	first := len(q.entries)
+	for i := range n {
+		e := &ringEntry{q: q, index: first + i}
+		e.payload = mem[i*maxRequest : (i+1)*maxRequest : (i+1)*maxRequest]
+		e.header = (*ringHeader)(unsafe.Pointer(&mem[n*maxRequest+i*ringHeaderSpace]))
+		e.iov[0].Base = (*byte)(unsafe.Pointer(e.header))
+		e.iov[0].SetLen(int(unsafe.Sizeof(ringHeader{})))
+		e.iov[1].Base = &e.payload[0]
+		e.iov[1].SetLen(maxRequest)
+		q.l.dev.calls.add(&e.waiter)
+		q.entries = append(q.entries, e)
+	}
+	return q.entries[first:], nil
+}
+
+// register tells the kernel of entries, and sees that it has taken them: one
+// that it has not taken completes at once.
+func (q *ringQueue) register(entries []*ringEntry) error {
+	if err := q.poll(); err != nil {
+		return err
+	}
+	if q.l.hooks.register != nil {
+		if err := q.l.hooks.register(q.cpu); err != nil {
+			return err
+		}
+	}
+	for _, e := range entries {
+		if err := q.add(e); err != nil {
+			return err
+		}
+	}
+	if err := q.ring.Enter(0); err != nil {
+		return err
+	}
+	if err := q.completions(); err != nil {
+		return err
+	}
+	if q.live < len(entries) {
+		return fmt.Errorf("the mount was gone before CPU %d had its queue", q.cpu)
+	}
+	return nil
+}
+
+func (q *ringQueue) add(e *ringEntry) error {
+	s, err := q.submission()
+	if err != nil {
+		return err
+	}
+	s.Opcode, s.FD, s.CmdOp, s.UserData = uring.OpURingCmd, int32(q.l.dev.fds[0]), ringRegister, uint64(e.index)
+	s.Addr, s.Len = uint64(uintptr(unsafe.Pointer(&e.iov))), uint32(len(e.iov))
+	cmdOf(s).queue = uint16(q.cpu)
+	q.live++
+	return nil
+}
+
+// poll makes the eventfd wake the thread.
+func (q *ringQueue) poll() error {
+	s, err := q.submission()
+	if err != nil {
+		return err
+	}
+	s.Opcode, s.FD, s.Len, s.OpFlags, s.UserData = uring.OpPollAdd, int32(q.events), uring.PollMulti, unix.POLLIN, wakeData
+	return nil
+}
+
+// submission is room for one submission.
+func (q *ringQueue) submission() (*uring.SQE, error) {
+	s := q.ring.Next()
+	if s == nil {
+		if err := q.ring.Enter(0); err != nil {
+			return nil, err
+		}
+		if s = q.ring.Next(); s == nil {
+			return nil, errors.New("a ring takes no submissions")
+		}
+	}
+	return s, nil
+}
+
+// serve answers requests until the mount is gone.
+func (q *ringQueue) serve() {
+	err := q.loop()
+	if err == nil {
+		return
+	}
+	q.l.dev.log.WithError(err).Errorf("the queue of CPU %d failed; the mount is of no use any more", q.cpu)
+	q.l.dev.once.Do(func() { close(q.l.dev.gone) })
+}
+
+func (q *ringQueue) loop() error {
+	for q.live > 0 {
+		if err := q.completions(); err != nil {
+			return err
+		}
+		if err := q.finished(); err != nil {
+			return err
+		}
+		if q.live > 0 && q.away >= q.live && q.live < ringMost {
+			if err := q.more(); err != nil {
+				return err
+			}
+		}
+		wait := 1
+		q.asleep.Store(true)
+		select {
+		case <-q.l.stop:
+			return nil
+		default:
+		}
+		if q.done.Load() != nil {
+			wait = 0
+		}
+		err := q.ring.Enter(wait)
+		q.asleep.Store(false)
+		if err != nil {
+			return err
+		}
+		q.pins.turn()
+	}
+	return nil
+}
+
+// completions works off what has come.
+func (q *ringQueue) completions() error {
+	for {
+		c, ok := q.ring.Completion()
+		switch {
+		case !ok:
+			return nil
+		case c.UserData == wakeData:
+			if c.Flags&uring.MoreFlag == 0 {
+				if err := q.poll(); err != nil {
+					return err
+				}
+			}
+		case c.Res < 0:
+			q.live--
+			if err := unix.Errno(-c.Res); err != unix.ENOTCONN && err != unix.ECONNABORTED && err != unix.ECANCELED { // errno: of the kernel's rings, at the end of a mount
+				return fmt.Errorf("entry %d of CPU %d: %w", c.UserData, q.cpu, err)
+			}
+		default:
+			if err := q.request(q.entries[c.UserData]); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// request begins to answer the request in e, and ends it when that can be done
+// at once.
+func (q *ringQueue) request(e *ringEntry) error {
+	q.pins.requests++
+	if !e.take() {
+		q.l.dev.log.Warnf("a request of %d bytes with %d bytes of data", e.in().Length, e.size)
+		e.answer(0, statusFault)
+		return q.commit(e)
+	}
+	if e.in().Opcode == opNotifyReply {
+		e.answer(0, fuse.OK)
+		return q.commit(e)
+	}
+	ours := e.ours()
+	if ours && !e.large() && e.tryNow() {
+		return q.commit(e)
+	}
+	q.away++
+	q.l.dev.handed.Add(1)
+	early := e.begin(e.in().Unique, !ours)
+	if ours {
+		go e.work((*ringEntry).do)
+	} else if !early {
+		go e.work((*ringEntry).passOn)
+	} else {
+		go e.work((*ringEntry).passOnInterrupted)
+	}
+	return nil
+}
+
+// work answers a request in a goroutine of its own.
+func (e *ringEntry) work(answer func(*ringEntry)) {
+	defer e.q.l.dev.handed.Done()
+	answer(e)
+	e.q.finish(e)
+}
+
+// finish hands an entry with its answer back to the thread, and wakes that if it
+// waits.
+func (q *ringQueue) finish(e *ringEntry) {
+	for {
+		e.next = q.done.Load()
+		if q.done.CompareAndSwap(e.next, e) {
+			break
+		}
+	}
+	if q.asleep.Load() && q.asleep.CompareAndSwap(true, false) {
+		q.wake()
+	}
+}
+
+// wake ends the wait of the thread.
+func (q *ringQueue) wake() {
+	_, _ = unix.Write(q.events, binary.NativeEndian.AppendUint64(nil, 1)) // cannot fail but for a full counter, which wakes as well
+}
+
+// finished commits what goroutines are done with.
+func (q *ringQueue) finished() error {
+	for e := q.done.Swap(nil); e != nil; {
+		next := e.next
+		e.next = nil
+		q.away--
+		if err := q.commit(e); err != nil {
+			return err
+		}
+		e = next
+	}
+	return nil
+}
+
+// commit gives the answer in e to the kernel, with the next call.
+func (q *ringQueue) commit(e *ringEntry) error {
+	s, err := q.submission()
+	if err != nil {
+		return err
+	}
+	s.Opcode, s.FD, s.CmdOp, s.UserData = uring.OpURingCmd, int32(q.l.dev.fds[0]), ringCommit, uint64(e.index)
+	*cmdOf(s) = ringCmd{id: e.header.id, queue: uint16(q.cpu)}
+	return nil
+}
+
+// more registers entries when all are with goroutines, which may wait for long:
+// the queue is there for all devices.
+func (q *ringQueue) more() error {
+	waits := q.file()
+	entries, err := q.grow(min(q.live, ringMost-q.live))
+	if err != nil {
+		if !q.full {
+			q.full = true
+			q.l.dev.log.WithError(err).Warnf("the queue of CPU %d stays at %d requests at a time", q.cpu, q.live)
+		}
+		return nil
+	}
+	for _, e := range entries {
+		if err := q.add(e); err != nil {
+			return err
+		}
+	}
+	if err := q.ring.Enter(0); err != nil {
+		return err
+	}
+	q.nudge(waits, len(entries))
+	return nil
+}
+
+// file is a device file that somebody has open: one that a request is for.
+func (q *ringQueue) file() (node uint64) {
+	for _, e := range q.entries {
+		if node = e.in().NodeId; isFile(node) {
+			break
+		}
+	}
+	return node
+}
+
+// nudge has the kernel give out n requests that were queued while there was no
+// entry. It does not by itself when entries are registered: an entry takes a
+// request of the queue only when it is committed. So there are n requests more, on the CPU of the queue: the kernel is
+// asked for no byte of what it caches of a file, and sends that as a request
+// (FUSE_NOTIFY_RETRIEVE, FUSE_NOTIFY_REPLY), which is answered at once.
+func (q *ringQueue) nudge(node uint64, n int) {
+	defer q.pins.visit()()
+	for range n {
+		q.nudges++
+		out := struct {
+			fuse.OutHeader
+			fuse.NotifyRetrieveOut
+		}{
+			fuse.OutHeader{Status: notifyRetrieve},
+			fuse.NotifyRetrieveOut{NotifyUnique: nudgeUnique + q.nudges<<1, Nodeid: node},
+		}
+		out.OutHeader.Length = uint32(unsafe.Sizeof(out))
+		if _, err := unix.Write(q.l.dev.fds[0], bytesOf(&out)); err != nil {
+			q.l.dev.log.WithError(err).Debug("requests that are queued in the kernel may wait for the next")
+			return
+		}
+	}
+}
+
+func (q *ringQueue) unmap() {
+	for _, e := range q.entries {
+		q.l.dev.calls.remove(&e.waiter)
+	}
+	for _, m := range q.memory {
+		_ = unix.Munmap(m)
+	}
+	unix.Close(q.events)
+}
