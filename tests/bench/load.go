@@ -16,12 +16,16 @@ type load struct {
 	write bool
 	depth int
 	sync  bool // fdatasync after each write
+	// origin: writes to an origin with more and more snapshots.
+	origin bool
 }
 
 // name is the word by which --rows finds a load.
 func (l load) name() string {
 	op := "read"
 	switch {
+	case l.origin:
+		op = "originwrite"
 	case l.sync:
 		op = "syncwrite"
 	case l.write:
@@ -55,8 +59,13 @@ func loads(place string) []load {
 				if place == "disk" && block > 4<<10 && depth == 1 {
 					continue
 				}
-				all = append(all, load{block, write, depth, place == "disk" && write && depth == 1})
+				all = append(all, load{block: block, write: write, depth: depth, sync: place == "disk" && write && depth == 1})
 			}
+		}
+	}
+	for _, block := range []int{4 << 10, 64 << 10} {
+		for _, depth := range []int{1, 16} {
+			all = append(all, load{block: block, write: true, depth: depth, origin: true})
 		}
 	}
 	return all

@@ -42,6 +42,9 @@ type cell struct {
 
 func newRow(place string, l load, all []subject) row {
 	r := row{Place: place, Load: l.name(), Unit: l.unit(), Base: nameGoFuse}
+	if l.origin {
+		r.Base = nameOrigin1
+	}
 	for _, s := range subjectsOf(all, place, l) {
 		r.Cells = append(r.Cells, cell{Subject: s.name})
 	}

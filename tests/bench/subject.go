@@ -24,6 +24,10 @@ const (
 	nameLinear   = "dmfuse linear"
 	nameMirror   = "dmfuse mirror, 2 legs"
 	nameMirror1  = "dmfuse mirror, 1 leg read"
+	nameOrigin1  = "dmfuse origin, 1 snapshot 4k"
+	nameOrigin2  = "dmfuse origin, 2 snapshots 4k"
+	nameOrigin4  = "dmfuse origin, 4 snapshots 4k"
+	nameOrigin8  = "dmfuse origin, 8 snapshots 4k"
 )
 
 // subject is one of those that are compared.
@@ -37,6 +41,8 @@ type subject struct {
 	writes bool
 	// reads: likewise for a write.
 	reads bool
+	// origin: it belongs to the loads of origins; only: to no others.
+	origin, only bool
 	// memory: on a disk it would show nothing that others do not.
 	memory bool
 	open   func(ctx context.Context, p *place, o *opened) error
@@ -56,12 +62,15 @@ func subjects(o options) []subject {
 		s.bin = o.bin
 		list = append(list, s)
 		if o.old != "" {
-			s.name, s.bin = "old "+s.name, o.old
+			s.name, s.bin = oldWord+s.name, o.old
 			list = append(list, s)
 		}
 	}
 	return list
 }
+
+// oldWord begins the names of the subjects of another build.
+const oldWord = "old "
 
 // ours marks the subjects whose build subjects fills in.
 const ours = "dmfuse"
@@ -77,7 +86,10 @@ func peers() []subject {
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
 		{name: "dmfuse origin, 0 snapshots", bin: ours, memory: true, open: openOrigin(0)},
-		{name: "dmfuse origin, 1 snapshot 4k", bin: ours, once: true, open: openOrigin(1)},
+		{name: nameOrigin1, bin: ours, once: true, origin: true, open: openOrigin(1)},
+		{name: nameOrigin2, bin: ours, once: true, origin: true, only: true, open: openOrigin(2)},
+		{name: nameOrigin4, bin: ours, once: true, origin: true, only: true, open: openOrigin(4)},
+		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, open: openOrigin(8)},
 		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
@@ -89,6 +101,9 @@ func peers() []subject {
 func subjectsOf(all []subject, place string, l load) []subject {
 	var list []subject
 	for _, s := range all {
+		if l.origin && !s.origin || !l.origin && s.only {
+			continue
+		}
 		if (l.write || !s.writes) && (!l.write || !s.reads) && (place == "memory" || !s.memory) {
 			list = append(list, s)
 		}
