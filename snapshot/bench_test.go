@@ -239,3 +239,92 @@ func firstWrite(b *testing.B, kind, what string, depth int, size blockdev.Sector
 	snap.close()
 	org.close()
 }
+
+// BenchmarkOriginWrite is a 4k write to a chunk of an origin that no snapshot has
+// an exception for, with one, two, four and eight snapshots, in memory and on a
+// disk (DMFUSE_BENCH_DIR, else the directory for temporary files).
+func BenchmarkOriginWrite(b *testing.B) {
+	for _, kind := range []string{"shm", "disk"} {
+		for _, depth := range []int{1, 16} {
+			for _, n := range []int{1, 2, 4, 8} {
+				b.Run(fmt.Sprintf("%s/depth-%d/snapshots-%d", kind, depth, n), func(b *testing.B) {
+					benchOriginWrite(b, kind, depth, n)
+				})
+			}
+		}
+	}
+}
+
+func benchOriginWrite(b *testing.B, kind string, depth, snaps int) {
+	const size = 1 << 20 // 512 MiB
+	parent := "/dev/shm"
+	if kind == "disk" {
+		parent = os.Getenv("DMFUSE_BENCH_DIR")
+	}
+	dir, err := os.MkdirTemp(parent, "originbench")
+	if err != nil {
+		b.Skip(err)
+	}
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	l := newLab(b, Options{})
+	pool := blockdev.NewPool(blockdev.PoolOptions{})
+	file := func(name string, n blockdev.Sector) {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.Truncate(path, n.Bytes()); err != nil {
+			b.Fatal(err)
+		}
+		h, err := pool.Open(path, true)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { h.Close() })
+		l.devs[name] = h
+	}
+	file("o", size)
+	fill(b, l.devs["o"], 1)
+	if err := l.devs["o"].Flush(); err != nil {
+		b.Fatal(err)
+	}
+	var tables []*table
+	for i := range snaps {
+		name := fmt.Sprint("c", i)
+		file(name, 2*size)
+		tables = append(tables, l.live(fmt.Sprintf("0 %d snapshot o %s P 8", uint64(size), name)))
+	}
+	org := l.live(fmt.Sprintf("0 %d snapshot-origin o", uint64(size)))
+	chunks := int64(size / 8)
+	order := rand.New(rand.NewPCG(1, 2)).Perm(int(chunks))
+	var next atomic.Int64
+	b.SetParallelism(max(1, depth/2)) // times GOMAXPROCS
+	b.ReportAllocs()
+	b.ResetTimer()
+	begin := cpuTime(b)
+	write := func(p []byte) {
+		i := next.Add(1) - 1
+		if err := org.Write(context.Background(), p, int64(order[i%chunks])*4096, false); err != nil {
+			b.Error(err)
+		}
+	}
+	if depth == 1 {
+		p := make([]byte, 4096)
+		for b.Loop() {
+			write(p)
+		}
+	} else {
+		b.RunParallel(func(pb *testing.PB) {
+			p := make([]byte, 4096)
+			for pb.Next() {
+				write(p)
+			}
+		})
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(cpuTime(b)-begin)/float64(b.N)/1000, "cpu-µs/op")
+	for _, tb := range tables {
+		tb.close()
+	}
+	org.close()
+}

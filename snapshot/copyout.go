@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
@@ -137,24 +136,18 @@ func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
 // run copies what the jobs have allotted, reading the origin once for all of
 // them, and commits it, each job at its own snapshot.
 func (o *origin) run(jobs []outJob) {
-	switch len(jobs) {
-	case 0:
-		return
-	case 1:
+	if len(jobs) == 1 {
 		j := &jobs[0]
 		if j.own != nil {
 			j.err = j.s.copyUnit(j.c, j.own)
 		}
-		j.end()
+		if j.own != nil {
+			j.ended = j.s.finish(j.c, j.own, j.err)
+		}
 		return
 	}
 	o.copyShared(jobs)
-	var wg sync.WaitGroup
-	for i := range jobs[1:] {
-		wg.Go(jobs[i+1].end)
-	}
-	jobs[0].end()
-	wg.Wait()
+	commitJobs(jobs)
 }
 
 // short is why the snapshot needs more room before the write can go on, nil if
@@ -166,12 +159,44 @@ func (j *outJob) short() error {
 	return j.full
 }
 
-// end commits what was copied. When that fails the snapshot is invalid, and the
-// origin goes on.
-func (j *outJob) end() {
-	if j.own != nil {
-		j.ended = j.s.finish(j.c, j.own, j.err)
+// commitJobs commits what was copied. A snapshot where that fails is invalid, and
+// the origin goes on. Where nobody commits the caller does, at one after the
+// other where a commit is a matter of microseconds; the others get a leader
+// each, so that their barriers run side by side. It waits for its own units
+// only.
+func commitJobs(jobs []outJob) {
+	var mine *outJob // the one that takes long and is led here
+	for i := range jobs {
+		j := &jobs[i]
+		switch {
+		case j.own == nil || !j.s.ready(j.own, j.err, false):
+		case j.s.pace.Load() < fastCommit:
+			j.s.lead(j.c, j.own)
+		case mine == nil:
+			mine = j
+		default:
+			go j.s.lead(j.c, nil)
+		}
 	}
+	if mine != nil {
+		mine.s.lead(mine.c, mine.own)
+	}
+	for i := range jobs {
+		if j := &jobs[i]; j.own != nil {
+			<-j.own.done
+			j.ended = j.own.err
+		}
+	}
+}
+
+// fastCommit is the time of a commit below which waking another to do it takes
+// longer.
+const fastCommit = int64(30 * time.Microsecond)
+
+// tookTime remembers how long a commit took.
+func (s *snapshot) tookTime(d time.Duration) {
+	old := s.pace.Load()
+	s.pace.Store(old + (int64(d)-old)/4)
 }
 
 // copyUnit copies the chunks of own from the origin to the COW device.

@@ -89,26 +89,34 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 // A copy that failed makes the snapshot invalid; one that was broken off only
 // gives its chunks up.
 func (s *snapshot) finish(c *core, u *unit, err error) error {
-	if err != nil && !s.survives(u, err) {
-		s.invalidate(err)
-	}
-	s.mu.Lock()
-	u.ready, u.gone = true, err
-	if s.leading {
-		u.lead = make(chan struct{}, 1)
-		s.mu.Unlock()
+	if !s.ready(u, err, true) {
 		select {
 		case <-u.done:
 			return u.err
 		case <-u.lead:
 		}
-	} else {
-		s.leading = true
-		s.mu.Unlock()
 	}
 	s.lead(c, u)
 	<-u.done
 	return u.err
+}
+
+// ready says that the chunks of u are filled, or why they could not be. It
+// reports whether nobody commits: then the caller has to lead. takesOver says
+// that the owner of u waits for nothing else and can be told to lead later.
+func (s *snapshot) ready(u *unit, err error, takesOver bool) (lead bool) {
+	if err != nil && !s.survives(u, err) {
+		s.invalidate(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u.ready, u.gone = true, err
+	if s.leading && takesOver {
+		u.lead = make(chan struct{}, 1)
+	}
+	lead = !s.leading
+	s.leading = true
+	return lead
 }
 
 // brokenOff tells errors of a wait that somebody gave up from errors of a
@@ -130,7 +138,8 @@ func (s *snapshot) survives(u *unit, err error) bool {
 const leadFor = 50 * time.Microsecond
 
 // lead commits what is ready at the head of the queue until nothing is, or
-// until u, the leader's own unit, is done and another can lead.
+// until u, the leader's own unit, is done and another can lead. A leader of its
+// own, without a unit, leads to the end.
 func (s *snapshot) lead(c *core, u *unit) {
 	var until time.Time
 	for {
@@ -138,23 +147,36 @@ func (s *snapshot) lead(c *core, u *unit) {
 		batch := s.readyLocked()
 		if len(batch) == 0 {
 			s.leading = false
+			s.wakeLocked()
 			s.mu.Unlock()
 			return
 		}
-		if until.IsZero() {
+		switch {
+		case u == nil:
+		case until.IsZero():
 			select {
 			case <-u.done:
 				until = time.Now().Add(leadFor)
 			default:
 			}
-		} else if next := batch[0].lead; next != nil && time.Now().After(until) {
-			next <- struct{}{}
+		case time.Now().After(until):
+			s.handOverLocked(c, batch)
 			s.mu.Unlock()
 			return
 		}
 		s.mu.Unlock()
 		s.commit(c, batch)
 	}
+}
+
+// handOverLocked makes another lead: one who sleeps, or else a new goroutine, which
+// Close waits for.
+func (s *snapshot) handOverLocked(c *core, batch []*unit) {
+	if i := slices.IndexFunc(batch, func(u *unit) bool { return u.lead != nil }); i >= 0 {
+		batch[i].lead <- struct{}{}
+		return
+	}
+	go s.lead(c, nil)
 }
 
 // readyLocked is the run of ready units at the head of the queue: the order of
@@ -179,7 +201,9 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 			es = append(es, u.es...)
 		}
 	}
+	begin := time.Now()
 	done, err := s.record(c, es, batch)
+	s.tookTime(time.Since(begin))
 
 	s.mu.Lock()
 	if done > 0 {
@@ -246,7 +270,7 @@ func (s *snapshot) wakeLocked() {
 		close(s.room)
 		s.room = nil
 	}
-	if s.idle != nil && len(s.queue) == 0 && s.users == 0 {
+	if s.idle != nil && len(s.queue) == 0 && s.users == 0 && !s.leading {
 		close(s.idle)
 		s.idle = nil
 	}
@@ -273,11 +297,11 @@ func (s *snapshot) waitRoom(ctx context.Context) error {
 	}
 }
 
-// waitIdle returns when no unit is left and no origin write looks at s. The
-// snapshot is out of the list of its origin: no new ones come.
+// waitIdle returns when no unit is left, nobody leads and no origin write looks
+// at s. The snapshot is out of the list of its origin: no new ones come.
 func (s *snapshot) waitIdle() {
 	s.mu.Lock()
-	for len(s.queue) > 0 || s.users > 0 {
+	for len(s.queue) > 0 || s.users > 0 || s.leading {
 		if s.idle == nil {
 			s.idle = make(chan struct{})
 		}

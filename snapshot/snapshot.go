@@ -44,11 +44,12 @@ type snapshot struct {
 	space  space
 	copier copier
 
-	unmarked  atomic.Bool // it is invalid, and nothing on the disk says so
-	active    atomic.Bool // resumed once: origin writes make copies
-	diskFull  atomic.Bool // an event told so
-	suspended bool        // between Postsuspend and Resume; guarded by o.mu
-	stopping  atomic.Bool // from Presuspend to Resume: nobody waits for room
+	unmarked  atomic.Bool  // it is invalid, and nothing on the disk says so
+	active    atomic.Bool  // resumed once: origin writes make copies
+	diskFull  atomic.Bool  // an event told so
+	pace      atomic.Int64 // nanoseconds that a commit takes, about
+	suspended bool         // between Postsuspend and Resume; guarded by o.mu
+	stopping  atomic.Bool  // from Presuspend to Resume: nobody waits for room
 
 	sidecar sync.Mutex // one change of the sidecar at a time
 
