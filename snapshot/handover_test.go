@@ -288,3 +288,25 @@ func (s stacked) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return len(p), nil
 }
+
+// A table that takes over from an invalid snapshot without a store, as a restart
+// leaves one of the store N, is invalid too.
+func TestHandover_OfNothing(t *testing.T) {
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), oldSeed)
+	l.mem("c", 64)
+	was := l.live("0 64 snapshot o c N 8", restoring)
+	was.suspend()
+	now, err := l.load("0 64 snapshot o c N 8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := now.resume(); err != nil {
+		t.Fatal(err)
+	}
+	was.close()
+	defer now.close()
+	if got := now.line(target.StatusInfo); got != "0 64 snapshot Invalid" {
+		t.Errorf("status %q", got)
+	}
+}

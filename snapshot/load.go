@@ -55,7 +55,9 @@ func (o loading) chunk(cow blockdev.Device) blockdev.Sector {
 // nothing more is read then.
 func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persistent, usable bool, err error) {
 	want := o.chunk(cow)
-	if cow.Size() < want.Bytes() {
+	// A restart brings back a store whose record may lack the chunk size, of a table
+	// that took over from another: only the header knows it.
+	if known := o.want != 0 || o.create; known && cow.Size() < want.Bytes() {
 		return nil, false, fmt.Errorf("%w: the device has %d bytes, less than a chunk of %d bytes", blockdev.ErrIO, cow.Size(), want.Bytes())
 	}
 	h, err := ReadHeader(cow)

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -252,4 +253,26 @@ func TestRestore_MarkOfAnotherFile(t *testing.T) {
 	snap = l.live(line, restoring)
 	wantStatus(t, snap, "Invalid")
 	snap.close()
+}
+
+// A store that is smaller than a chunk of the default size comes back, too, when
+// the record of its table has no chunk size: that of a table that took over.
+func TestRestore_SmallStoreWithoutChunkSize(t *testing.T) {
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), oldSeed)
+	l.mem("c", 20)
+	s := l.live("0 64 snapshot o c P 1")
+	if err := s.write(7, 3, 2); err != nil {
+		t.Fatal(err)
+	}
+	want, err := s.read(0, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	s = l.live("0 64 snapshot o c P 0", restoring)
+	defer s.close()
+	if got, err := s.read(0, 64); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%v %s", err, firstDifference(got, want))
+	}
 }

@@ -67,10 +67,11 @@ func outOfSpace(err error) bool {
 	return (k == blockdev.ErrNoSpace || k == blockdev.ErrTooBig) && !errors.Is(err, errFlush)
 }
 
-// startSpace is called when the store is known.
+// startSpace is called when the store is known. There is none where an invalid
+// snapshot was taken over whose store could not be read.
 func (s *snapshot) startSpace(c *core) {
 	p := s.space.policies.Load()
-	if s.cow == nil {
+	if s.cow == nil || c == nil {
 		return
 	}
 	size := s.cow.Size()
