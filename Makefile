@@ -150,10 +150,15 @@ fuzz: ## every Fuzz target for FUZZTIME (10s)
 # BENCH         flags of tests/bench, such as BENCH=--quick; it needs root
 BENCH_MICRO := Copy/file/|Bare/file|Depth16/file|Exceptions|Load_Million|Read/file|FileSystemRead|Device_Read
 .PHONY: bench
-bench: build ## micro benchmarks, then end to end beside the peers, about five minutes; reports in bench-out
+bench: build ## micro benchmarks, then end to end beside the peers, about ten minutes; reports in bench-out
 	$(GO) test -run '^$$' -bench '$(BENCH_MICRO)' -benchtime 200ms -benchmem ./kcopyd ./snapshot ./mapper ./fs | grep -vE '^(ok|PASS|goos|goarch|cpu)'
 	$(GO) build -o bin/bench ./tests/bench
 	bin/bench $(BENCH)
+
+# What the benchmark compares with beside the packages of the tests.
+.PHONY: bench-peers
+bench-peers: deps ## installs the peers of the benchmark from Debian
+	apt-get -q -y --no-install-recommends install nbdkit libnbd-bin xmount sqlite3
 
 .PHONY: cover
 cover: ## coverage of the unit tests, by function, worst last

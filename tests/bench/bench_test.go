@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -31,6 +32,10 @@ func TestLoad_Parse(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %+v", c.load.name(), got, err, c.want)
 		}
 	}
+	both, err := load{block: 4 << 10, write: true, mixed: true}.parse([]byte(answer))
+	if err != nil || math.Abs(both.Figure-31.013) > 1e-9 || both.P99 != 41.5 || both.Ops != 15507 {
+		t.Errorf("mixed: %+v, %v", both, err)
+	}
 	for _, bad := range []string{"", "{}", strings.Replace(answer, `"error":0`, `"error":5`, 1), `{"jobs":[{"error":0}]}`} {
 		if got, err := (load{block: 4 << 10, depth: 1}).parse([]byte(bad)); err == nil {
 			t.Errorf("%.20q is taken for %+v", bad, got)
@@ -40,10 +45,10 @@ func TestLoad_Parse(t *testing.T) {
 
 // A write that may repeat a block is no first write.
 func TestLoad_WritesEachBlockOnce(t *testing.T) {
-	for _, l := range loads("memory") {
+	for _, l := range slices.Concat(loads("memory"), loads("disk"), moreLoads()) {
 		args := l.args("f", 1<<20, time.Second)
 		repeats := slices.Contains(args, "--norandommap") || slices.Contains(args, "--time_based")
-		if repeats == l.write {
+		if first := l.write && !l.again && !l.mixed; repeats == first {
 			t.Errorf("%s: %q", l.name(), args)
 		}
 	}
@@ -75,6 +80,34 @@ func TestRow_RatiosAreTakenInsideARound(t *testing.T) {
 	}
 }
 
+// figureOf is one with which all aims are met.
+func figureOf(subject string) float64 {
+	switch {
+	case subject == nameSparseNew:
+		return 20
+	case strings.HasPrefix(subject, "dmfuse"):
+		return 2
+	}
+	return 1
+}
+
+// The fastest peer is another one in each round, and neither the file itself nor
+// the server that does nothing.
+func TestRow_FastestPeer(t *testing.T) {
+	r := newRow("memory", load{block: 1 << 20, depth: 16, seq: true}, peers())
+	for _, s := range []struct {
+		name    string
+		figures []float64
+	}{{nameFile, []float64{90, 90}}, {nameGoFuse, []float64{80, 80}}, {nameSnap4k, []float64{6, 6}}, {nameQcow64k, []float64{3, 1}}, {nameQcow4k, []float64{1, 2}}} {
+		for _, f := range s.figures {
+			r.add(s.name, sample{Figure: f}, nil)
+		}
+	}
+	if got := r.ratios(nameSnap4k, nameBest); !slices.Equal(got, []float64{2, 3}) {
+		t.Errorf("%v, want 2 and 3", got)
+	}
+}
+
 // Every aim names a load and two subjects that there are.
 func TestAims(t *testing.T) {
 	rep := report{}
@@ -82,18 +115,14 @@ func TestAims(t *testing.T) {
 		for _, l := range loads(place) {
 			r := newRow(place, l, peers())
 			for _, s := range subjectsOf(peers(), place, l) {
-				r.add(s.name, sample{Figure: 1}, nil)
+				r.add(s.name, sample{Figure: figureOf(s.name)}, nil)
 			}
 			rep.Rows = append(rep.Rows, r)
 		}
 		for _, k := range tasks() {
 			r := newTaskRow(place, k)
 			for _, s := range k.subjects {
-				figure := 1.0
-				if s.name == nameSparseNew {
-					figure = 10
-				}
-				r.add(s.name, sample{Figure: figure}, nil)
+				r.add(s.name, sample{Figure: figureOf(s.name)}, nil)
 			}
 			rep.Rows = append(rep.Rows, r)
 		}
@@ -106,6 +135,72 @@ func TestAims(t *testing.T) {
 	rep.Rows[0].cell(nameSnap4k).Samples[0].Figure = 0.8
 	if rep.judge(); !rep.missed() {
 		t.Error("a missed aim is not seen")
+	}
+}
+
+// No two loads of a place have the same name, by which rows and aims find them.
+func TestLoads_HaveNamesOfTheirOwn(t *testing.T) {
+	for _, place := range []string{"memory", "disk"} {
+		seen := map[string]bool{}
+		for _, l := range append(loads(place), moreLoads()...) {
+			if seen[l.name()] {
+				t.Errorf("%s: %s twice", place, l.name())
+			}
+			seen[l.name()] = true
+		}
+	}
+}
+
+// Only subjects that were written throughout are written again.
+func TestSubjects_OfALoad(t *testing.T) {
+	has := func(l load, name string) bool {
+		return slices.ContainsFunc(subjectsOf(peers(), "memory", l), func(s subject) bool { return s.name == name })
+	}
+	first, again, read := load{block: 4 << 10, write: true}, load{block: 4 << 10, write: true, again: true}, load{block: 4 << 10}
+	for _, c := range []struct {
+		l    load
+		name string
+		want bool
+	}{
+		{first, nameSnap4k, true}, {first, nameFull, false}, {first, nameHalf, false}, {first, nameQcowFull, false},
+		{again, nameSnap4k, false}, {again, nameFull, true}, {again, nameHalf, false}, {again, nameQcowFull, true}, {again, nameLinear, true},
+		{read, nameSnap4k, true}, {read, nameFull, true}, {read, nameHalf, true},
+	} {
+		if has(c.l, c.name) != c.want {
+			t.Errorf("%s in %s: %v", c.name, c.l.name(), !c.want)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, ratio float64) string {
+		r := newRow("memory", load{block: 4 << 10, depth: 1}, peers())
+		r.add(nameGoFuse, sample{Figure: 10}, nil)
+		r.add(nameSnap4k, sample{Figure: 10 * ratio}, nil)
+		r.sum()
+		rep := report{SchemaVersion: 1, Rows: []row{r}}
+		rep.judge()
+		if err := rep.write(dir + "/" + name); err != nil {
+			t.Fatal(err)
+		}
+		return dir + "/" + name + "/bench.json"
+	}
+	was, now := write("old", 2), write("new", 3)
+	var out bytes.Buffer
+	if err := compare(&out, was, now); err != nil || !strings.Contains(out.String(), "2.00     3.00     1.50") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	for _, bad := range []string{"", "{}", `{"schema_version": 2}`} {
+		if err := os.WriteFile(dir+"/bad.json", []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := compare(io.Discard, was, dir+"/bad.json"); err == nil {
+			t.Errorf("%q is compared", bad)
+		}
+	}
+	if svg, err := os.ReadFile(dir + "/new/bench.svg"); err != nil || !strings.Contains(string(svg), nameSnap4k) {
+		t.Errorf("chart: %v\n%s", err, svg)
 	}
 }
 

@@ -18,6 +18,10 @@ type load struct {
 	sync  bool // fdatasync after each write
 	// origin: writes to an origin with more and more snapshots.
 	origin bool
+	seq    bool // from the beginning to the end, not in random places
+	again  bool // of a write: where everything was written before
+	mixed  bool // reads and writes by halves, where everything was written before; write is set
+	jobs   int  // how many at once; 0 is one
 }
 
 // name is the word by which --rows finds a load.
@@ -26,13 +30,28 @@ func (l load) name() string {
 	switch {
 	case l.origin:
 		op = "originwrite"
+	case l.mixed:
+		op = "mixed"
 	case l.sync:
 		op = "syncwrite"
+	case l.again:
+		op = "rewrite"
 	case l.write:
 		op = "write"
 	}
-	return fmt.Sprintf("%s-%s-d%d", sizeWord(l.block), op, l.depth)
+	if l.seq {
+		op = "seq" + op
+	}
+	name := fmt.Sprintf("%s-%s-d%d", sizeWord(l.block), op, l.depth)
+	if l.jobs > 1 {
+		name += fmt.Sprintf("-j%d", l.jobs)
+	}
+	return name
 }
+
+// repeats says that a block may be met more than once: the load goes on until its
+// time is over.
+func (l load) repeats() bool { return !l.write || l.again || l.mixed }
 
 func sizeWord(n int) string {
 	if n >= 1<<20 {
@@ -68,24 +87,62 @@ func loads(place string) []load {
 			all = append(all, load{block: block, write: true, depth: depth, origin: true})
 		}
 	}
+	for _, depth := range []int{1, 16} {
+		all = append(all, load{block: 4 << 10, write: true, depth: depth, again: true})
+	}
+	if place == "disk" {
+		all = append(all, load{block: 4 << 10, write: true, depth: 16, sync: true})
+	}
+	for _, write := range []bool{false, true} {
+		all = append(all, load{block: 1 << 20, write: write, depth: 16, seq: true})
+	}
+	return all
+}
+
+// moreLoads are those that --all adds: other sizes and depths, mixed loads, four
+// jobs at once.
+func moreLoads() []load {
+	var all []load
+	for _, write := range []bool{false, true} {
+		for _, depth := range []int{1, 16, 64} {
+			all = append(all, load{block: 64 << 10, write: write, depth: depth})
+		}
+		all = append(all, load{block: 4 << 10, write: write, depth: 64},
+			load{block: 4 << 10, write: write, depth: 16, jobs: 4}, load{block: 1 << 20, write: write, depth: 16, jobs: 4})
+	}
+	for _, block := range []int{4 << 10, 64 << 10, 1 << 20} {
+		all = append(all, load{block: block, write: true, depth: 16, mixed: true})
+	}
 	return all
 }
 
 // args are fio's words. A read goes over the file again and again until the
 // time is up; a write ends when each block was written once, or before.
 func (l load) args(path string, size int64, each time.Duration) []string {
-	rw := "randread"
-	if l.write {
-		rw = "randwrite"
+	rw := "read"
+	switch {
+	case l.mixed:
+		rw = "rw"
+	case l.write:
+		rw = "write"
 	}
+	if !l.seq {
+		rw = "rand" + rw
+	}
+	jobs := int64(max(l.jobs, 1))
 	args := []string{
-		"--name=bench", "--filename=" + path, "--rw=" + rw, fmt.Sprintf("--bs=%d", l.block), fmt.Sprintf("--size=%d", size),
+		"--name=bench", "--filename=" + path, "--rw=" + rw, fmt.Sprintf("--bs=%d", l.block),
+		fmt.Sprintf("--size=%d", size/jobs), fmt.Sprintf("--offset_increment=%d", size/jobs),
+		fmt.Sprintf("--numjobs=%d", jobs), "--group_reporting",
 		"--ioengine=libaio", fmt.Sprintf("--iodepth=%d", l.depth), "--direct=1", "--thread",
 		fmt.Sprintf("--runtime=%dms", each.Milliseconds()), "--output-format=json",
 		"--allow_file_create=0", "--invalidate=0",
 	}
-	if !l.write {
-		args = append(args, "--time_based", "--norandommap")
+	if l.repeats() {
+		args = append(args, "--time_based")
+		if !l.seq {
+			args = append(args, "--norandommap")
+		}
 	}
 	if l.sync {
 		args = append(args, "--fdatasync=1")
@@ -157,7 +214,13 @@ func (l load) parse(out []byte) (sample, error) {
 	}
 	j := doc.Jobs[0]
 	s := j.Read
-	if l.write {
+	switch {
+	case l.mixed: // both, with the worse of the two tails
+		s.IOPS, s.BW, s.Total = s.IOPS+j.Write.IOPS, s.BW+j.Write.BW, s.Total+j.Write.Total
+		if p := j.Write.CLatNS.Percentile; p["99.000000"] > s.CLatNS.Percentile["99.000000"] {
+			s.CLatNS.Percentile = p
+		}
+	case l.write:
 		s = j.Write
 	}
 	if j.Error != 0 || s.Total == 0 {

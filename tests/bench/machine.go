@@ -15,6 +15,7 @@ import (
 
 // machine is what figures depend on.
 type machine struct {
+	Date    string   `json:"date"`
 	CPU     string   `json:"cpu"`
 	CPUs    int      `json:"cpus"`
 	Memory  int64    `json:"memory_gib"`
@@ -29,7 +30,8 @@ type machine struct {
 
 func describeMachine(o options) machine {
 	m := machine{
-		CPU: cpuModel(), CPUs: runtime.NumCPU(), Kernel: kernel(), Go: runtime.Version(), Load: loadAverage(),
+		Date: time.Now().UTC().Format(time.DateOnly),
+		CPU:  cpuModel(), CPUs: runtime.NumCPU(), Kernel: kernel(), Go: runtime.Version(), Load: loadAverage(),
 		Program: firstLine(o.bin, "version"),
 		Tools:   []string{firstLine("fio", "--version"), firstLine("qemu-storage-daemon", "--version")},
 	}
@@ -48,10 +50,15 @@ func describeMachine(o options) machine {
 
 func (m machine) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "machine: %d × %s, %d GiB, Linux %s, load %s at the start\n", m.CPUs, m.CPU, m.Memory, m.Kernel, m.Load)
+	fmt.Fprintf(&b, "machine: %d × %s, %d GiB, Linux %s, load %s at the start, %s\n", m.CPUs, m.CPU, m.Memory, m.Kernel, m.Load, m.Date)
 	fmt.Fprintf(&b, "program: %s, %s; beside it: %s\n", m.Program, m.Go, strings.Join(m.Tools, "; "))
 	fmt.Fprintf(&b, "places:  memory %s; disk %s\n\n", orNone(m.Mem), orNone(m.Disk))
 	return b.String()
+}
+
+// short is the machine and the day in one line.
+func (m machine) short() string {
+	return fmt.Sprintf("%s; %d × %s, %d GiB, Linux %s, load %s at the start; %s", m.Date, m.CPUs, m.CPU, m.Memory, m.Kernel, m.Load, m.Program)
 }
 
 func orNone(s string) string {

@@ -28,6 +28,7 @@ type options struct {
 	rounds int
 	each   time.Duration // most that one load runs on one subject
 	size   int64         // bytes of the devices
+	all    bool          // the loads that tell little more, too
 	quick  bool
 	check  bool
 }
@@ -46,6 +47,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f.IntVar(&o.rounds, "rounds", 3, "turns over all subjects")
 	f.DurationVar(&o.each, "each", 350*time.Millisecond, "time of a load on a subject in a round")
 	mib := f.Int64("size", 256, "MiB of each device")
+	f.BoolVar(&o.all, "all", false, "more loads: 64k, depth 64, reads and writes mixed, four jobs; about half an hour")
 	f.BoolVar(&o.quick, "quick", false, "one short round, in memory only")
 	f.BoolVar(&o.check, "check", false, "exit status 1 when an aim is missed")
 	if err := f.Parse(args); err != nil {
@@ -74,6 +76,9 @@ func main() {
 	runtime.LockOSThread()
 	if len(os.Args) == 4 && os.Args[1] == passthroughWord {
 		exit(passthrough(os.Args[2], os.Args[3]))
+	}
+	if len(os.Args) == 4 && os.Args[1] == compareWord {
+		exit(compare(os.Stdout, os.Args[2], os.Args[3]))
 	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	switch {
@@ -136,7 +141,11 @@ func run(ctx context.Context, o options) error {
 func measure(ctx context.Context, o options, rep *report) (err error) {
 	for _, at := range []struct{ name, dir string }{{"memory", o.mem}, {"disk", o.disk}} {
 		var todo []load
-		for _, l := range loads(at.name) {
+		some := loads(at.name)
+		if o.all {
+			some = append(some, moreLoads()...)
+		}
+		for _, l := range some {
 			if at.dir != "" && o.rows.MatchString(at.name+"/"+l.name()) {
 				todo = append(todo, l)
 			}

@@ -83,15 +83,36 @@ func (r *row) sum() {
 	}
 }
 
+// nameBest stands for the fastest peer of each round.
+const nameBest = "fastest peer"
+
 // ratios are those of two subjects, round by round.
 func (r *row) ratios(a, b string) []float64 {
-	x, y := r.cell(a), r.cell(b)
-	if x == nil || y == nil {
-		return nil
+	x, y := r.figures(a), r.figures(b)
+	if b == nameBest {
+		y = r.best()
 	}
 	var list []float64
-	for i := range min(len(x.Samples), len(y.Samples)) {
-		list = append(list, x.Samples[i].Figure/y.Samples[i].Figure)
+	for i := range min(len(x), len(y)) {
+		list = append(list, x[i]/y[i])
+	}
+	return list
+}
+
+// best are the figures of the fastest peer, round by round. The file without
+// anything between, and the server that does nothing, are no peers.
+func (r *row) best() []float64 {
+	var list []float64
+	for _, c := range r.Cells {
+		if strings.Contains(c.Subject, "dmfuse") || c.Subject == nameFile || c.Subject == nameGoFuse {
+			continue
+		}
+		for i, s := range c.Samples {
+			if i == len(list) {
+				list = append(list, 0)
+			}
+			list[i] = max(list[i], s.Figure)
+		}
 	}
 	return list
 }
@@ -170,7 +191,7 @@ func (rep *report) text() string {
 	return b.String()
 }
 
-// write leaves the report in a directory, as text and as JSON.
+// write leaves the report in a directory, as text, as JSON and as a chart.
 func (rep *report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -185,5 +206,6 @@ func (rep *report) write(dir string) error {
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, "bench.json"), append(doc, '\n'), 0o644),
-		os.WriteFile(filepath.Join(dir, "bench.txt"), []byte(text+rep.text()), 0o644))
+		os.WriteFile(filepath.Join(dir, "bench.txt"), []byte(text+rep.text()), 0o644),
+		os.WriteFile(filepath.Join(dir, "bench.svg"), []byte(rep.chart()), 0o644))
 }

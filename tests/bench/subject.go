@@ -28,6 +28,11 @@ const (
 	nameOrigin2  = "dmfuse origin, 2 snapshots 4k"
 	nameOrigin4  = "dmfuse origin, 4 snapshots 4k"
 	nameOrigin8  = "dmfuse origin, 8 snapshots 4k"
+	nameHalf     = "dmfuse snapshot 4k, half"
+	nameFull     = "dmfuse snapshot 4k, full"
+	nameQcowFull = "qcow2 64k, full"
+	nameOrigin0  = "dmfuse origin, 0 snapshots"
+	nameBefore   = "qemu copy-before-write"
 )
 
 // subject is one of those that are compared.
@@ -45,7 +50,12 @@ type subject struct {
 	origin, only bool
 	// memory: on a disk it would show nothing that others do not.
 	memory bool
-	open   func(ctx context.Context, p *place, o *opened) error
+	// written: everything, or half, was written before. For loads that write
+	// again, and for reads that are compared with those of what is untouched.
+	written bool
+	// whole: of written, everything.
+	whole bool
+	open  func(ctx context.Context, p *place, o *opened) error
 }
 
 // subjects are all of them, in the order of the table.
@@ -85,15 +95,21 @@ func peers() []subject {
 		{name: nameMirror1, bin: ours, reads: true, open: openMirror("default")},
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
-		{name: "dmfuse origin, 0 snapshots", bin: ours, memory: true, open: openOrigin(0)},
+		{name: nameOrigin0, bin: ours, memory: true, open: openOrigin(0)},
 		{name: nameOrigin1, bin: ours, once: true, origin: true, open: openOrigin(1)},
 		{name: nameOrigin2, bin: ours, once: true, origin: true, only: true, open: openOrigin(2)},
 		{name: nameOrigin4, bin: ours, once: true, origin: true, only: true, open: openOrigin(4)},
 		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, open: openOrigin(8)},
+		{name: nameHalf, bin: ours, memory: true, written: true, open: openWritten(openTable(snapshotTable(8)), 4<<10, 2)},
+		{name: nameFull, bin: ours, written: true, whole: true, open: openWritten(openTable(snapshotTable(8)), 1<<20, 1)},
+		{name: nameBefore, needs: fuse, once: true, writes: true, open: openBefore},
 		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
 		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, open: openQcow("cluster_size=128k,extended_l2=on")},
+		{name: nameQcowFull, needs: fuse, written: true, whole: true, open: openWritten(openQcow("cluster_size=64k"), 1<<20, 1)},
+		{name: "nbdfuse, nbdkit cow", needs: []string{"nbdfuse", "nbdkit"}, once: true, memory: true, open: openNBD},
+		{name: "xmount --cache", needs: []string{"xmount"}, once: true, memory: true, open: openXmount},
 	}
 }
 
@@ -101,14 +117,26 @@ func peers() []subject {
 func subjectsOf(all []subject, place string, l load) []subject {
 	var list []subject
 	for _, s := range all {
-		if l.origin && !s.origin || !l.origin && s.only {
-			continue
-		}
-		if (l.write || !s.writes) && (!l.write || !s.reads) && (place == "memory" || !s.memory) {
+		if s.suits(place, l) {
 			list = append(list, s)
 		}
 	}
 	return list
+}
+
+func (s subject) suits(place string, l load) bool {
+	if s.memory && place != "memory" {
+		return false
+	}
+	switch {
+	case l.origin || s.only:
+		return l.origin && s.origin
+	case l.again || l.mixed:
+		return s.whole || !s.once && !s.reads && !s.written
+	case l.write:
+		return !s.reads && !s.written
+	}
+	return !s.writes
 }
 
 // openFile is the file without anything between: the ceiling.

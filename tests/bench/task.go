@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -35,6 +36,8 @@ type taskSubject struct {
 const (
 	nameDD           = "dd bs=1M"
 	nameConvert      = "qemu-img convert"
+	nameCp           = "cp"
+	nameNBDCopy      = "nbdcopy"
 	nameResync       = "dmfuse resync"
 	nameSparseResync = "dmfuse resync, sparse"
 	nameSparseNew    = "dmfuse resync, sparse, new"
@@ -44,9 +47,11 @@ const (
 // tasks are all of them.
 func tasks() []task {
 	both := []string{"memory", "disk"}
-	return []task{
+	return slices.Concat(fsTasks(), []task{
 		{"resync", "MB/s", both, []taskSubject{
 			{nameDD, false, []string{"dd"}, copyTask(false, withDD)},
+			{nameCp, false, []string{"cp"}, copyTask(false, withCp)},
+			{nameNBDCopy, false, []string{"nbdcopy"}, copyTask(false, withNBDCopy)},
 			{nameConvert, false, []string{"qemu-img"}, copyTask(false, withConvert)},
 			{nameResync, true, nil, copyTask(false, withMirror)},
 		}},
@@ -58,7 +63,7 @@ func tasks() []task {
 			{nameSparseNew, true, nil, copyTask(true, toNew(withMirror))},
 		}},
 		{"first-byte-1TiB", "ms", both, []taskSubject{{nameFirstByte, true, nil, firstByte}}},
-	}
+	})
 }
 
 // newTaskRow is its row without samples.
@@ -159,6 +164,25 @@ func withDD(ctx context.Context, p *place, _ options, src, dst string) (time.Dur
 	}
 	begin := time.Now()
 	_, err := command(ctx, "dd", "if="+src, "of="+dst, "bs=1M", conv)
+	return time.Since(begin), err
+}
+
+func withCp(ctx context.Context, p *place, _ options, src, dst string) (time.Duration, error) {
+	begin := time.Now()
+	_, err := command(ctx, "cp", "--reflink=never", src, dst)
+	if err == nil && p.name != "memory" {
+		err = syncFile(dst)
+	}
+	return time.Since(begin), err
+}
+
+func withNBDCopy(ctx context.Context, p *place, _ options, src, dst string) (time.Duration, error) {
+	args := []string{src, dst}
+	if p.name != "memory" {
+		args = append([]string{"--flush"}, args...)
+	}
+	begin := time.Now()
+	_, err := command(ctx, "nbdcopy", args...)
 	return time.Since(begin), err
 }
 
