@@ -138,6 +138,12 @@ func limited(t *testing.T, path string) {
 	if err := f.Grow(2 << 20); Kind(err) != ErrTooBig {
 		t.Errorf("grow: %v", err)
 	}
+	if err := f.Preallocate(60<<10, 8<<10); Kind(err) != ErrTooBig {
+		t.Errorf("preallocate over the limit: %v", err)
+	}
+	if err := f.Preallocate(56<<10, 8<<10); err != nil {
+		t.Errorf("preallocate up to the limit: %v", err)
+	}
 	if err := f.Flush(); err != nil {
 		t.Errorf("flush: %v", err)
 	}

@@ -196,7 +196,9 @@ func (f *File) Grow(size int64) error {
 	return nil
 }
 
-// Preallocate takes the space of a regular file with fallocate.
+// Preallocate takes the space of a regular file with fallocate. The limit of the
+// process on the size of files, which fallocate lets pass and writes do not, is
+// met here.
 func (f *File) Preallocate(off, n int64) error {
 	fd, _, err := f.begin(off, n)
 	if err != nil {
@@ -205,6 +207,10 @@ func (f *File) Preallocate(off, n int64) error {
 	defer f.fd.drop()
 	if n == 0 || f.block {
 		return nil
+	}
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_FSIZE, &limit) == nil && uint64(off+n) > limit.Cur {
+		return f.fail("preallocate", off, n, ErrTooBig)
 	}
 	err = fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n)
 	switch {

@@ -83,6 +83,7 @@ type table struct {
 	size   blockdev.Sector
 	env    *target.Env
 	events int
+	texts  []string // told; guarded by l.mu
 	live   bool
 }
 

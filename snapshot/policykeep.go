@@ -99,10 +99,8 @@ func (s *snapshot) usePolicies(p *Policies) {
 		size := s.cow.Size()
 		s.mu.Lock()
 		s.space.size = size
-		if !s.reserves(p) {
-			s.space.end = max(s.space.end, size)
-		} else {
-			s.space.ahead = 0 // the next chunk has space taken
+		if used, _, _ := c.store.bounds(); s.reserves(p) {
+			s.space.end = min(s.space.end, used) // the next chunk has its space taken
 		}
 		s.setMarksLocked(c, p, size)
 		s.mu.Unlock()
