@@ -117,6 +117,22 @@ var crashPlans = []crashPlan{
 			r.mustWrite("org", 8, 4)
 			r.mustWrite("org", 16, 2)
 		}},
+	{name: "full disk in a copy, the write waits", size: 64, cows: map[string]blockdev.Sector{"a": 64}, chunks: map[string]int{"a": 4},
+		fault: func(l *lab) { l.fault("cow-a").SetText("write 12+8 count=2 errno=ENOSPC") },
+		run: func(r *crashRun) {
+			r.tables["a"].policy("overflow=pause")
+			r.mustWrite("org", 0, 4)
+			r.mustWrite("org", 8, 4)
+			r.mustWrite("a", 16, 2)
+		}},
+	{name: "full disk in the list, the write waits", size: 64, cows: map[string]blockdev.Sector{"a": 64}, chunks: map[string]int{"a": 4},
+		fault: func(l *lab) { l.fault("cow-a").SetText("fua 4+4 after=1 count=1 torn=512 errno=ENOSPC") },
+		run: func(r *crashRun) {
+			r.tables["a"].policy("overflow=pause")
+			r.mustWrite("org", 0, 4)
+			r.mustWrite("org", 8, 4)
+			r.mustWrite("org", 10, 8)
+		}},
 }
 
 // TestCrash is the proof of promises 1 to 3.
@@ -151,6 +167,8 @@ func TestCrash_EachBarrierIsNeeded(t *testing.T) {
 		{"junk behind the list", Hooks{NoAreaFlush: true}},
 		{"overflow", Hooks{NoInvalidFlush: true}},
 		{"failing copy", Hooks{NoInvalidFlush: true}},
+		{"full disk in a copy, the write waits", Hooks{NoDataFlush: true}},
+		{"full disk in the list, the write waits", Hooks{NoExceptionFlush: true}},
 	} {
 		t.Run(fmt.Sprintf("%s %+v", c.plan, c.hooks), func(t *testing.T) {
 			for _, p := range crashPlans {

@@ -144,9 +144,9 @@ func (s *snapshot) makeSpace(c *core, need int64) error {
 	if p.Overflow == OverflowGrow || s.reserves(p) {
 		goal = max(need, used+p.aheadOf(used))
 	}
-	if need > size {
+	if need > size || goal > size && p.Overflow == OverflowGrow {
 		var err error
-		if size, err = s.grow(c, p, size, need, goal); err != nil {
+		if size, err = s.grow(c, p, size, need, goal); err != nil && need > size {
 			return err
 		}
 	}
