@@ -108,7 +108,7 @@ func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to i
 				}
 				again = true
 			}
-			if err := waitUnits(ctx, jobs[i].others); err != nil {
+			if err := jobs[i].s.waitCommitted(ctx, jobs[i].c, jobs[i].others); err != nil {
 				return err
 			}
 		}
@@ -125,7 +125,7 @@ func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
 		return j, false
 	}
 	c := s.core.Load()
-	if c.mapped(from, to-from) {
+	if c.mapped(from, to-from) && !s.uncommittedIn(c.chunkOf(from), c.chunkOf(to-1)) {
 		return j, false
 	}
 	j = outJob{s: s, c: c}

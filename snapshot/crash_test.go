@@ -39,6 +39,8 @@ type crashWrite struct {
 	// first has the sectors whose chunk had no exception before: they are
 	// durable when the write is answered (promise 3).
 	first map[blockdev.Sector]bool
+	// durable is a write that is durable in any case when it is answered.
+	durable bool
 }
 
 // Marks in the log.
@@ -65,6 +67,9 @@ type crashRun struct {
 	lines map[string]string // of the snapshots
 	devs  []string          // names below, in the order of the group
 
+	notes Notes
+	kill  bool // what may be lost is what a kill loses: nothing that was answered
+
 	mu     sync.Mutex
 	seed   uint64
 	id     int
@@ -81,6 +86,7 @@ type crashPlan struct {
 	run    func(r *crashRun)
 	fault  func(l *lab)
 	hooks  Hooks
+	lazy   bool // writes are answered first
 }
 
 func (p crashPlan) line(name string) string {
@@ -110,7 +116,11 @@ func (p crashPlan) record(t *testing.T) *crashRun {
 	if p.before != nil {
 		p.before(plain, p)
 	}
-	r := &crashRun{t: t, group: devtest.NewCrashGroup(), lab: newLab(t, Options{Hooks: p.hooks}), size: p.size,
+	var notes Notes
+	if p.lazy {
+		notes = newNotes(t)
+	}
+	r := &crashRun{t: t, group: devtest.NewCrashGroup(), lab: newLab(t, Options{Hooks: p.hooks, Notes: notes}), size: p.size, notes: notes,
 		lines: map[string]string{}, tables: map[string]*table{}, seed: 100}
 	for _, name := range append([]string{"o"}, prefixed("cow-", p.names())...) {
 		d, err := r.group.AddCopy(name, plain.devs[name])
@@ -147,19 +157,30 @@ func prefixed(prefix string, names []string) []string {
 // write does a write and notes its beginning and its end. It reports whether it
 // succeeded.
 func (r *crashRun) write(dev string, start, count blockdev.Sector) bool {
-	w := &crashWrite{dev: dev, start: start, count: count, first: map[blockdev.Sector]bool{}}
+	return r.writeAs(dev, start, count, false)
+}
+
+// fua is a write that is durable when it is answered.
+func (r *crashRun) fua(dev string, start, count blockdev.Sector) {
+	if !r.writeAs(dev, start, count, true) {
+		r.t.Errorf("durable write to %s failed", dev)
+	}
+}
+
+func (r *crashRun) writeAs(dev string, start, count blockdev.Sector, fua bool) bool {
+	w := &crashWrite{dev: dev, start: start, count: count, first: map[blockdev.Sector]bool{}, durable: fua || r.kill}
 	r.mu.Lock()
 	r.seed++
 	w.seed = r.seed
 	r.mu.Unlock()
-	if s, ok := r.tables[dev].Target.(*snapshot); ok {
+	if s, ok := r.tables[dev].Target.(*snapshot); ok && r.notes.Dir == "" {
 		c := s.core.Load()
 		for x := start; x < start+count; x++ {
 			w.first[x] = !c.mapped(x.Bytes(), 512)
 		}
 	}
 	r.group.Mark(writeBegun{w})
-	if err := r.tables[dev].write(w.seed, start, count); err != nil {
+	if err := r.tables[dev].Write(context.Background(), devtest.Pattern(w.seed, start, count), start.Bytes(), fua); err != nil {
 		return false
 	}
 	r.group.Mark(writeAnswered{w})
@@ -226,7 +247,7 @@ func expectations(size blockdev.Sector, names []string, marks []any) map[string]
 		case writeAnswered:
 			answered[m.w] = true
 			for s := m.w.start; s < m.w.start+m.w.count; s++ {
-				if st := &sectors[m.w.dev][s]; m.w.first[s] {
+				if st := &sectors[m.w.dev][s]; m.w.first[s] || m.w.durable {
 					st.durable = max(st.durable, indexOf(st.writes, m.w))
 				}
 			}

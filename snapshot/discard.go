@@ -61,6 +61,10 @@ func (s *snapshot) Discard(ctx context.Context, off, n int64) error {
 		pos += m
 	}
 	if s.params.discardPassdown {
+		// The origin loses what a chunk shows whose exception is lost.
+		if _, err := s.commitAnswered(ctx, c); err != nil {
+			return err
+		}
 		return target.DiscardLower(ctx, s.source, off, n)
 	}
 	return nil

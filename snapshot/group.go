@@ -20,6 +20,8 @@ type Options struct {
 	// CopyPages is the budget for copies of each snapshot, in pages of 4 KiB;
 	// 0: the default of kcopyd.
 	CopyPages int
+	// Notes says where the exceptions of writes that are answered first stand.
+	Notes Notes
 	// Hooks break the rules of the package on purpose. For tests only.
 	Hooks Hooks
 }
@@ -38,6 +40,10 @@ type Hooks struct {
 	NoMergeAgainFlush bool // what was copied again is not durable when the exceptions are taken out
 	NoDropFlush       bool // the origin is written before it is durable that the exceptions are gone
 	NoMergeCopyOut    bool // other snapshots do not save what a merge overwrites
+
+	NoNoteRecord  bool // writes are answered first without a record in the note
+	NoNoteCommit  bool // exceptions that were answered first count for the origin
+	NoNoteSession bool // a note is good whatever the mark on the store says
 
 	amidMerge func() // called when a step has copied and writes do not wait yet
 }

@@ -89,8 +89,10 @@ func (s *snapshot) Presuspend(bool) {
 // PresuspendUndo lets them wait again.
 func (s *snapshot) PresuspendUndo() { s.stopping.Store(false) }
 
-// Postsuspend notes that no request is inside: a handover may happen.
+// Postsuspend notes that no request is inside: a handover may happen. What was
+// answered is committed, as a suspend without a flush leaves it.
 func (s *snapshot) Postsuspend() {
+	s.settle()
 	s.o.mu.Lock()
 	s.suspended = true
 	s.o.mu.Unlock()
@@ -135,8 +137,14 @@ func (s *snapshot) takeOver(from *snapshot) {
 	s.core.Store(from.core.Load())
 	s.health.invalid.Store(from.health.invalid.Load())
 	s.health.overflowed.Store(from.health.overflowed.Load())
+	from.mu.Lock()
+	s.early.lost = from.early.lost
+	from.mu.Unlock()
 	s.space.policies.Store(from.space.policies.Load())
 	s.startSpace(s.core.Load())
 	from.health.setInvalid()
 	from.core.Store(nil)
+	if s.merging {
+		s.closeNote(s.core.Load()) // a merge makes no exceptions, and takes others away
+	}
 }

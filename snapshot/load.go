@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math"
 
@@ -108,6 +109,7 @@ func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 	}
 	b.flush()
 	s.nextFree = s.skipArea(s.nextFree)
+	s.reserved.Store(s.entries() / s.perArea * s.perArea)
 	return nil
 }
 
@@ -128,12 +130,14 @@ func (s *persistent) loadArea(cow blockdev.Device, c Chunk, buf []byte, visit fu
 		for i := 0; i < len(buf); i += entrySize {
 			e := getEntry(buf[i:])
 			if e.new == 0 {
+				s.sum = crc32.Update(s.sum, castagnoli, buf[:i])
 				s.keepTail(buf, pos, i)
 				return n, nil
 			}
 			visit(e)
 			n++
 		}
+		s.sum = crc32.Update(s.sum, castagnoli, buf)
 	}
 	return n, nil
 }

@@ -20,12 +20,19 @@ type unit struct {
 	es     []exception // ascending by old chunk
 	origin bool        // made for an origin write, which goes on whatever happens
 
-	ready bool  // filled or given up; guarded by mu of the snapshot
-	gone  error // why it is given up; guarded by mu of the snapshot
-	err   error // valid when done is closed
+	ticket uint64 // number of its first exception among all that were allotted
+	until  uint64 // entries of the store, at most, when it is committed
+	noted  bool   // the note has it; of the owner until it is ready, then of who commits
 
-	done chan struct{} // closed when completed, failed or given up
-	lead chan struct{} // tells the owner, who waits, to commit; capacity 1; set with ready
+	ready    bool   // filled or given up; guarded by mu of the snapshot
+	gone     error  // why it is given up; guarded by mu of the snapshot
+	answered bool   // in the table before it is committed; guarded by mu of the snapshot
+	commit   uint64 // the commit that completed it; valid when done is closed
+	err      error  // valid when done is closed
+
+	done  chan struct{} // closed when completed, failed or given up
+	shown chan struct{} // closed when in the table or done; nil: nobody waits for that; guarded by mu of the snapshot
+	lead  chan struct{} // tells the owner, who waits, to commit; capacity 1; set with ready
 
 	one [1]exception // of es, if it is the only one
 }
@@ -40,11 +47,20 @@ func newUnit(origin bool, n int) *unit {
 	return u
 }
 
+// showLocked tells those who wait for u to be in the table.
+func (u *unit) showLocked() {
+	if u.shown != nil {
+		close(u.shown)
+		u.shown = nil
+	}
+}
+
 // claim finds, for the chunks from first to last, who has to act: it allots the
 // chunks that nobody has yet as one unit of the caller, and lists the units of
 // others to wait for. origin says that the caller writes to the origin. full is
 // the error when the COW device had no room for all of them; own then has those
-// before.
+// before. To the origin an exception that is not committed does not count; to
+// others it does when it is in the table.
 func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,7 +70,7 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 		if n < uint64(end-at) {
 			end = at + Chunk(n)
 		}
-		if ok {
+		if ok && (!origin || s.uncommitted.Load() == 0 || s.group.o.Hooks.NoNoteCommit) {
 			at = end
 			continue
 		}
@@ -63,6 +79,12 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 				if len(others) == 0 || others[len(others)-1] != u {
 					others = append(others, u)
 				}
+				if !origin && u.shown == nil {
+					u.shown = make(chan struct{})
+				}
+				continue
+			}
+			if ok {
 				continue
 			}
 			to, err := s.allotLocked(c)
@@ -71,11 +93,16 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 			}
 			if own == nil {
 				own = newUnit(origin, int(last-at)+1)
+				own.ticket = c.tickets
 				s.queue = append(s.queue, own)
 				s.noteFillLocked(c, time.Now())
 			}
 			own.es = append(own.es, exception{at, to})
 			s.pending[at] = own
+			c.tickets++
+			if c.disk != nil {
+				own.until = c.disk.allotted
+			}
 		}
 	}
 	return own, others, nil
@@ -111,6 +138,7 @@ func (s *snapshot) ready(u *unit, err error, takesOver bool) (lead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u.ready, u.gone = true, err
+	s.waiting++
 	if s.leading && takesOver {
 		u.lead = make(chan struct{}, 1)
 	}
@@ -139,31 +167,33 @@ const leadFor = 50 * time.Microsecond
 
 // lead commits what is ready at the head of the queue until nothing is, or
 // until u, the leader's own unit, is done and another can lead. A leader of its
-// own, without a unit, leads to the end.
+// own, without a unit, leads to the end. Nobody goes on where nobody waits: what
+// was answered first is committed later.
 func (s *snapshot) lead(c *core, u *unit) {
 	var until time.Time
 	for {
 		s.mu.Lock()
 		batch := s.readyLocked()
-		if len(batch) == 0 {
-			s.leading = false
-			s.wakeLocked()
-			s.mu.Unlock()
-			return
-		}
-		switch {
-		case u == nil:
-		case until.IsZero():
+		if u != nil && until.IsZero() {
 			select {
 			case <-u.done:
 				until = time.Now().Add(leadFor)
 			default:
 			}
-		case time.Now().After(until):
+		}
+		wanted := s.waiting > 0 || s.early.wants > 0 || (u != nil && until.IsZero())
+		if len(batch) == 0 || !wanted {
+			s.leading = false
+			s.wakeLocked()
+			s.mu.Unlock()
+			return
+		}
+		if !until.IsZero() && time.Now().After(until) {
 			s.handOverLocked(c, batch)
 			s.mu.Unlock()
 			return
 		}
+		s.early.commits++
 		s.mu.Unlock()
 		s.commit(c, batch)
 	}
@@ -202,12 +232,18 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 		}
 	}
 	begin := time.Now()
+	if len(es) > 0 {
+		s.beginNote(c, batch)
+	}
 	done, err := s.record(c, es, batch)
+	if len(es) > 0 {
+		s.endNote(c, batch, done, err)
+	}
 	s.tookTime(time.Since(begin))
 
 	s.mu.Lock()
 	if done > 0 {
-		c.table.insert(es[:done])
+		c.table.insert(es[:done]) // those that were answered stay as they are
 	}
 	for _, u := range batch {
 		s.endLocked(c, u, &done, err)
@@ -237,6 +273,13 @@ func (s *snapshot) endLocked(c *core, u *unit, done *int, err error) {
 		u.err = u.gone
 	}
 	c.store.forget(len(u.es) - n)
+	u.commit = s.early.commits
+	if u.answered {
+		s.endAnsweredLocked(u)
+	} else {
+		s.waiting--
+	}
+	u.showLocked()
 	close(u.done)
 }
 
@@ -311,6 +354,24 @@ func (s *snapshot) waitIdle() {
 		s.mu.Lock()
 	}
 	s.mu.Unlock()
+}
+
+// waitShown waits until units of other requests are in the table, or given up.
+func (s *snapshot) waitShown(ctx context.Context, us []*unit) error {
+	for _, u := range us {
+		s.mu.Lock()
+		ch := u.shown
+		s.mu.Unlock()
+		if ch == nil {
+			continue
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for a copy of the same chunk: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // waitUnits waits for units of other requests. Whoever owns them fills and

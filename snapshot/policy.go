@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -31,6 +32,7 @@ type Policies struct {
 	Limit      int64         // bytes at which growing ends; 0: where the snapshot can never overflow
 	Reserve    int64         // most bytes taken beforehand; 0: none; below 0: the default
 	PauseTime  time.Duration // after which a pause ends the snapshot; 0: never
+	Commit     string        // CommitLazy, CommitStrict; "": lazy for snapshots that a verb made
 	Thresholds []int         // percents at which an event tells how full it is, ascending
 }
 
@@ -79,7 +81,7 @@ func (p *Policies) end(t params) Overflow {
 
 // policyKeys are the keys of messages and of the sidecar, in the order of
 // printing.
-var policyKeys = [...]string{"overflow", "at-limit", "limit", "reserve", "pause-time", "thresholds"}
+var policyKeys = [...]string{"overflow", "at-limit", "limit", "reserve", "pause-time", "thresholds", "commit"}
 
 // text prints the policies as words KEY=VALUE, with what the table says where
 // nothing was chosen.
@@ -111,6 +113,8 @@ func (p *Policies) get(key string, t params) string {
 		return formatBytes(p.reserve())
 	case "pause-time":
 		return p.PauseTime.String()
+	case "commit":
+		return cmp.Or(p.Commit, commitDefault)
 	}
 	if len(p.Thresholds) == 0 {
 		return "none"
@@ -162,6 +166,14 @@ func (p *Policies) set(key, value string, t params) error {
 		var ok bool
 		if p.Thresholds, ok = parseThresholds(value); !ok {
 			want = "percents from 1 to 100 joined by commas, or none"
+		}
+	case "commit":
+		switch p.Commit = value; value {
+		case CommitLazy, CommitStrict:
+		case commitDefault:
+			p.Commit = ""
+		default:
+			want = "lazy, strict or default"
 		}
 	default:
 		return fmt.Errorf("%w: unknown policy %q: expected one of %s", blockdev.ErrInvalid, key, strings.Join(policyKeys[:], ", "))

@@ -108,5 +108,6 @@ func (s *snapshot) usePolicies(p *Policies) {
 	if p.chosen() {
 		s.health.overflowed.Store(false) // found out again by the next write
 	}
+	s.useCommit(p.Commit)
 	s.o.gate.bell.ring()
 }

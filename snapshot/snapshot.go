@@ -22,7 +22,6 @@ var (
 	_ target.Messager         = (*snapshot)(nil)
 	_ target.BaseWatcher      = (*snapshot)(nil)
 	_ target.Breaker          = (*snapshot)(nil)
-	_ target.DeviceFlusher    = (*snapshot)(nil)
 	_ UsageReporter           = (*snapshot)(nil)
 )
 
@@ -57,9 +56,13 @@ type snapshot struct {
 	pending map[Chunk]*unit // chunks allotted and not completed; guarded by mu
 	queue   []*unit         // units in order of allotment; guarded by mu
 	leading bool            // somebody commits; guarded by mu
+	waiting int             // units that are ready and whose owner waits for the commit; guarded by mu
 	users   int             // origin writes that look at this snapshot; guarded by mu
 	room    chan struct{}   // closed when pending falls to the limit; guarded by mu
 	idle    chan struct{}   // closed when queue and users are empty; guarded by mu
+
+	early       early
+	uncommitted atomic.Int64 // exceptions that were answered first; changed under mu
 }
 
 // core is what makes up a snapshot apart from its devices: a handover passes
@@ -68,7 +71,11 @@ type core struct {
 	layout
 	store  store
 	table  *exceptions
-	serial uint64 // tells these exceptions from others; see [Listing]
+	disk   *persistent // the store, if that is what it is
+	serial uint64      // tells these exceptions from others; see [Listing]
+
+	tickets uint64               // chunks allotted; guarded by mu of the snapshot
+	note    atomic.Pointer[note] // nil: none
 }
 
 // newSnapshot makes the target.
@@ -113,6 +120,7 @@ func (g *Group) prepareSnapshot(env *target.Env, args []string, merging bool) (s
 		return nil, nil, &target.ArgError{Index: 2, Text: p.cow, Want: "a COW device that is not the origin"}
 	}
 	s = &snapshot{group: g, env: env, params: p, source: source, cow: cow, merging: merging, pending: make(map[Chunk]*unit)}
+	s.early.kick = make(chan struct{}, 1)
 	if err := s.params.parseStore(args, s.blocks(), env.Restoring); err != nil {
 		return nil, nil, err
 	}
@@ -211,12 +219,16 @@ func (s *snapshot) openStore(create bool) error {
 	if st.created {
 		s.clearSidecar()
 	}
+	if err := s.takeNote(st, usable, t); err != nil {
+		return err
+	}
 	s.setCore(st, t)
 	return nil
 }
 
 func (s *snapshot) setCore(st store, t *exceptions) {
 	c := &core{layout: st.geometry(), store: st, table: t, serial: newSerial()}
+	c.disk, _ = st.(*persistent)
 	s.core.Store(c)
 	s.startSpace(c)
 }
@@ -256,21 +268,28 @@ func (s *snapshot) log() logrus.FieldLogger {
 	return l
 }
 
-// Flush flushes the COW device, also that of an invalid snapshot. Exceptions
-// need no more: they were durable before the write was answered (rule 3).
+// Flush commits what was answered first, and flushes the COW device, also that
+// of an invalid snapshot. If anything that was answered is lost, it says so
+// (promise 1).
 func (s *snapshot) Flush(ctx context.Context) error {
 	if s.cow == nil {
 		return ErrInvalidSnapshot
 	}
-	return target.FlushLower(ctx, s.cow)
-}
-
-// FlushDevices says that Flush is no more than that.
-func (s *snapshot) FlushDevices() []target.Lower {
-	if s.cow == nil {
-		return nil
+	flushed := false
+	if c := s.core.Load(); c != nil {
+		var err error
+		if flushed, err = s.commitAnswered(ctx, c); err != nil {
+			return err
+		}
 	}
-	return []target.Lower{s.cow}
+	var err error
+	if !flushed { // a commit has done it
+		err = target.FlushLower(ctx, s.cow)
+	}
+	if lost := s.takeLost(); lost != nil {
+		return lost
+	}
+	return err
 }
 
 // Devices lists the origin, as far as the snapshot reaches, and the whole COW.
@@ -282,12 +301,16 @@ func (s *snapshot) Devices() []target.DeviceUse {
 	return list
 }
 
-// Close leaves the group, waits for the copies that origin writes have begun,
-// and ends the workers.
+// Close leaves the group, commits what was answered, waits for the copies that
+// origin writes have begun, and ends the workers.
 func (s *snapshot) Close() error {
 	s.unregister()
 	s.o.gate.bell.ring()
+	s.settle()
 	s.waitIdle()
+	if c := s.core.Load(); c != nil {
+		s.closeNote(c)
+	}
 	s.space.work.Wait()
 	err := s.copier.close()
 	if rerr := s.o.release(); err == nil {

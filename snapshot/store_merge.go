@@ -39,6 +39,7 @@ func (s *persistent) last(cow blockdev.Device, n int) ([]exception, error) {
 // durable. An area is emptied before the one in front of it is touched, so that
 // the log ends where it ended, or earlier.
 func (s *persistent) drop(cow blockdev.Device, n int) error {
+	s.rewound = true
 	for left := uint64(n); left > 0; {
 		if s.committed == 0 {
 			a := s.area.Load()

@@ -2,10 +2,12 @@ package snapshot
 
 import (
 	"fmt"
+	"hash/crc32"
 	"math"
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
 )
 
 var _ store = (*persistent)(nil)
@@ -34,9 +36,15 @@ type persistent struct {
 	// (kernel: persistent_commit_merge). Else 0.
 	left atomic.Uint64
 
+	// reserved is the number of entries, from the first one of the store on, whose
+	// place on the COW file is taken: a commit does not find the disk full there.
+	reserved atomic.Uint64
+
 	// The rest belongs to the one who commits.
 
 	committed uint64 // entries of the area on disk, < E
+	sum       uint32 // CRC-32C of all entries, unless rewound
+	rewound   bool   // entries were taken out
 	tail      []byte // the entries of the block that holds the next one
 	// clean is the offset in the area up to which everything behind the tail
 	// block is known to be zero on disk. Behind it old data may stand: a store
@@ -254,6 +262,7 @@ func (s *persistent) writeEntries(cow blockdev.Device, es []exception) error {
 		return err
 	}
 	s.committed += uint64(len(es))
+	s.sum = crc32.Update(s.sum, castagnoli, b[len(s.tail):used])
 	keep := int64(used) % s.unit
 	s.tail = append(s.tail[:0], b[int64(used)-keep:used]...)
 	return nil
@@ -286,4 +295,24 @@ func (s *persistent) zero(cow blockdev.Device, off, n int64) error {
 		return err
 	}
 	return blockdev.Zero(cow, off, n, true)
+}
+
+// entries is the number of entries on the disk.
+func (s *persistent) entries() uint64 { return s.area.Load()*s.perArea + s.committed }
+
+// ensure takes the space for n entries, and for the one that ends the list
+// behind them, a piece ahead. Devices that are no files need none.
+func (s *persistent) ensure(cow target.Lower, n uint64) error {
+	if cow.ID().Kind != blockdev.IDFile {
+		return nil
+	}
+	for at := s.reserved.Load(); at <= n; at = s.reserved.Load() {
+		in := int64(at%s.perArea) * entrySize
+		size := min(zeroAhead, s.areaBytes()-in)
+		if err := blockdev.Preallocate(cow, s.offset(s.area0(at))+in, size); err != nil {
+			return err
+		}
+		s.reserved.CompareAndSwap(at, at+uint64(size/entrySize))
+	}
+	return nil
 }

@@ -20,9 +20,12 @@ type Usage struct {
 	Metadata   blockdev.Sector `json:"metadata_sectors"`
 	Data       blockdev.Sector `json:"data_sectors"`   // Allocated less Metadata
 	Needed     blockdev.Sector `json:"needed_sectors"` // a COW device of this size can never overflow
-	Exceptions uint64          `json:"exceptions"`     // completed
+	Exceptions uint64          `json:"exceptions"`     // in the table
 	Pending    int             `json:"pending"`        // in the making
-	Memory     int64           `json:"memory_bytes"`   // of the table of exceptions
+	Answered   int64           `json:"uncommitted"`    // answered, in the table and not committed; of Exceptions
+	Commit     string          `json:"commit"`         // CommitLazy or CommitStrict: when writes are answered
+	CommitWhy  string          `json:"commit_why,omitempty"`
+	Memory     int64           `json:"memory_bytes"` // of the table of exceptions
 
 	Capacity    blockdev.Sector `json:"capacity_sectors"`           // what the COW device has or may grow to
 	Reserve     string          `json:"reserve"`                    // space beforehand: "on", "off", "unsupported" by the file system
@@ -58,9 +61,14 @@ func (s *snapshot) Usage() Usage {
 	}
 	s.mu.Lock()
 	all, meta := c.store.used()
-	u.Pending = len(s.pending)
+	u.Answered = s.uncommitted.Load()
+	u.Pending = len(s.pending) - int(u.Answered)
+	if c.disk != nil && u.Answered > 0 {
+		meta = (c.disk.allotted-uint64(u.Pending))/c.perArea + 2 // as the kernel, which has committed them
+	}
 	s.spaceUsageLocked(&u, c, time.Now(), all)
 	s.mu.Unlock()
+	u.Commit, u.CommitWhy = s.commitMode(c)
 	u.Chunk = c.chunk
 	u.Allocated = blockdev.Sector(all) * c.chunk
 	u.Metadata = blockdev.Sector(meta) * c.chunk

@@ -15,7 +15,8 @@ type payload struct {
 }
 
 // Write writes to the COW device. A chunk without an exception gets one, which
-// is durable when Write returns, with its data (rule 3).
+// is durable when Write returns, with its data; or, where the store has a note,
+// stands in that (rule 3). With fua it is durable in any case.
 func (s *snapshot) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 	c, err := s.writable()
 	for err == nil && len(p) > 0 {
@@ -50,12 +51,17 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 		if s.health.invalid.Load() {
 			return ErrInvalidSnapshot
 		}
+		s.openNote(c)
 		if err := s.waitRoom(ctx); err != nil {
 			return err
 		}
 		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1), false)
 		if own != nil {
-			if err := s.finish(c, own, s.fill(c, own, w, off, n)); err != nil {
+			err := s.fill(c, own, w, off, n)
+			if err != nil || fua || !s.answer(c, own) {
+				err = s.finish(c, own, err)
+			}
+			if err != nil {
 				s.noteSpace(err)
 				if !outOfSpace(err) || !s.pauses() {
 					return err
@@ -79,7 +85,7 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 				return err
 			}
 		}
-		if err := waitUnits(ctx, others); err != nil {
+		if err := s.waitShown(ctx, others); err != nil {
 			return err
 		}
 		if s.health.invalid.Load() {
@@ -127,6 +133,10 @@ func (s *snapshot) writeMapped(ctx context.Context, c *core, w payload, off, n i
 			return err
 		}
 		pos += m
+	}
+	if fua && s.uncommittedIn(c.chunkOf(off), c.chunkOf(off+n-1)) {
+		_, err := s.commitAnswered(ctx, c)
+		return err
 	}
 	return nil
 }
