@@ -177,6 +177,9 @@ func (w *world) settle(r *request) {
 	ctx, cancel := limited()
 	defer cancel()
 	now.do(ctx)
+	if w.states(nil); !r.v.usable() { // a merge has filled it just now
+		return
+	}
 	w.must(now.String(), now.err)
 	fresh := r.data
 	if fresh == nil {
