@@ -36,6 +36,9 @@ func (w *world) take() {
 		w.suspend(w.origin)
 	}
 	w.make(v)
+	if v.store != "N" && w.rng.IntN(3) > 0 { // what is written is answered before it is committed
+		w.message(v, "policy", "commit=lazy")
+	}
 	if !was {
 		w.resume(w.origin)
 	}
@@ -71,18 +74,21 @@ func (w *world) merge(v *volume) {
 // pause and let go on.
 func (w *world) pause(word string) {
 	w.note("merge: %s", word)
+	w.message(w.origin, word)
+}
+
+func (w *world) message(v *volume, words ...string) string {
+	w.t.Helper()
 	ctx, cancel := limited()
 	defer cancel()
-	_, err := w.origin.dev.Message(ctx, 0, []string{word})
-	w.must("message "+word, err)
+	text, err := v.dev.Message(ctx, 0, words)
+	w.must(fmt.Sprintf("message %q to %s", words, v.name), err)
+	return text
 }
 
 // mergeState is what a merge says of itself.
 func (w *world) mergeState() string {
-	ctx, cancel := limited()
-	defer cancel()
-	text, err := w.origin.dev.Message(ctx, 0, []string{"usage"})
-	w.must("usage of the merge", err)
+	text := w.message(w.origin, "usage")
 	var u snapshot.Usage
 	w.must("usage of the merge", json.Unmarshal([]byte(text), &u))
 	return u.State
