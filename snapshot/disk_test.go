@@ -93,7 +93,10 @@ func (d *disk) Zero(off, n int64, unmap bool) error {
 }
 
 func (d *disk) Grow(size int64) error {
-	if size > d.most {
+	d.mu.Lock()
+	most := d.most
+	d.mu.Unlock()
+	if size > most {
 		return &blockdev.Error{Op: "grow", Device: d.name, Length: size, Err: syscall.EFBIG}
 	}
 	return d.Mem.Grow(size)

@@ -174,6 +174,24 @@ func (s *snapshot) pausedLocked(now time.Time) time.Time {
 	return s.space.all.began
 }
 
+// roomAgain lets a snapshot that was full take writes again when its COW device
+// has become larger, where somebody chose a policy. To the kernel it is full until
+// another table is loaded.
+func (s *snapshot) roomAgain() bool {
+	if !s.space.policies.Load().chosen() {
+		return false
+	}
+	s.mu.Lock()
+	was := s.space.size
+	s.mu.Unlock()
+	if s.cow.Size() <= was || !s.health.overflowed.Swap(false) {
+		return !s.health.overflowed.Load()
+	}
+	s.log().Info("the COW device has become larger: the snapshot takes writes again")
+	s.tell("the COW device has become larger: the snapshot takes writes again", true)
+	return true
+}
+
 // noSpace is what it means that there is no room and will be none. Of a write to
 // the snapshot a full disk is the writer's error and nothing else.
 func (s *snapshot) noSpace(why error, origin bool) error {

@@ -54,7 +54,7 @@ const noChunk = ^Chunk(0)
 
 // minAhead is the least that is made at once where growing or taking space is
 // wanted: as much as an eighth of what is used, at most the policy.
-const minAhead = 1 << 20
+const minAhead = 256 << 10
 
 // errCut says that a COW file is shorter than what was given out of it. It is
 // not made longer again: what was lost would read as zeros.
@@ -137,6 +137,9 @@ func (s *snapshot) makeSpace(c *core, need int64) error {
 	before := s.space.end
 	s.mu.Unlock()
 	size := s.cow.Size()
+	s.mu.Lock()
+	s.space.size = size
+	s.mu.Unlock()
 	if p.chosen() && size < used {
 		return errCut
 	}

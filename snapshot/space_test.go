@@ -482,9 +482,9 @@ func TestPause_ManyWriters(t *testing.T) {
 			go func() { done <- org.write(2, blockdev.Sector(i)*16, 8) }()
 			go func() { done <- snap.write(3, blockdev.Sector(i)*16+8, 8) }()
 		}
-		time.Sleep(10 * time.Minute) // sleep: of the clock of the test
-		cow.give(n)
 		time.Sleep(time.Minute) // sleep: of the clock of the test
+		cow.give(n)
+		time.Sleep(10 * time.Second) // sleep: of the clock of the test
 		cow.give(10 * n)
 		for range 2 * n {
 			if err := <-done; err != nil {

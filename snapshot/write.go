@@ -33,7 +33,7 @@ func (s *snapshot) writable() (*core, error) {
 	switch {
 	case c == nil || s.health.invalid.Load():
 		return nil, ErrInvalidSnapshot
-	case s.health.overflowed.Load():
+	case s.health.overflowed.Load() && !s.roomAgain():
 		return nil, ErrOverflow
 	case s.env.ReadOnly:
 		return nil, blockdev.ErrReadOnly

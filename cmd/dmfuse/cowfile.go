@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dmfuse/dmfuse/snapshot"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,9 +20,10 @@ type cowFile struct {
 	size    int64 // bytes it is to have
 	chunk   int64 // bytes
 	store   string
-	wipe    bool // holds something that is to go (--force)
-	damaged bool // open what can be read of a damaged store
-	created bool // made by make, or by an earlier snapshot create that did not finish
+	policy  []string // KEY=VALUE: what a table line cannot say; kept in the sidecar
+	wipe    bool     // holds something that is to go (--force)
+	damaged bool     // open what can be read of a damaged store
+	created bool     // made by make, or by an earlier snapshot create that did not finish
 
 	undos []func() error // what make and writeSidecar did, newest last
 }
@@ -31,42 +33,74 @@ type cowWish struct {
 	path     string // --cow, empty for the default
 	size     int64  // --cow-size in bytes, 0 for one that never overflows
 	chunk    int64  // bytes
+	limit    int64  // --cow-limit in bytes, 0 for none
 	overflow string // --overflow, empty for the default
 	temp     bool   // --temporary
 	force    bool
 }
+
+// isDevice tells whether the COW is a device, which cannot grow and has no
+// sidecar.
+func (c *cowFile) isDevice() bool { return c.exists && (c.place.block || c.place.device != nil) }
 
 // check finds what is wrong with the wish itself.
 func (w cowWish) check() error {
 	if err := checkChunkSize(w.chunk); err != nil {
 		return fail(exitUsage, err, "")
 	}
-	_, err := w.storeWord(true)
+	_, _, err := w.storeAndPolicy(true, false)
 	return err
 }
 
-// storeWord is the store of a table line that does what was wished.
-func (w cowWish) storeWord(full bool) (string, error) {
-	switch w.overflow {
-	case "", "invalidate", "readonly":
-	case "grow":
-		if w.size != 0 || !full {
-			return "", usagef("--overflow grow: this version makes no COW grow beyond a size that was given; leave --cow-size out: the COW is then sparse and large enough never to overflow")
+// storeAndPolicy are the store of a table line and the policies that do what was
+// wished. full says that the COW can never overflow as it is, fixed that it is a
+// device and cannot grow.
+func (w cowWish) storeAndPolicy(full, fixed bool) (store string, policy []string, err error) {
+	o := w.overflow
+	switch {
+	case o == "" && w.limit != 0:
+		o = "grow"
+	case o == "" && fixed: // as the kernel does it: a device has no place for policies
+	case o == "" && full:
+		o = "grow"
+	case o == "" && w.temp:
+		o = "invalidate"
+	case o == "":
+		o = "readonly"
+	}
+	switch o {
+	case "", "invalidate", "readonly", "pause":
+		if w.limit != 0 {
+			return "", nil, usagef("--cow-limit is how far a COW grows: with --overflow %s it does not", o)
 		}
-	case "pause":
-		return "", usagef("--overflow pause is not possible in this version; use readonly, or a COW that never overflows (no --cow-size)")
+	case "grow":
+		if fixed {
+			return "", nil, usagef("--overflow grow: a device cannot grow; a COW file can, or use --overflow pause and make the device larger when it is full")
+		}
+		if w.limit != 0 && w.limit < w.size {
+			return "", nil, usagef("--cow-limit %s is less than --cow-size %s", formatSize(w.limit), formatSize(w.size))
+		}
 	default:
-		return "", usagef("--overflow %s: expected invalidate or readonly", w.overflow)
+		return "", nil, usagef("--overflow %s: expected grow, pause, readonly or invalidate", o)
+	}
+	if o != "" {
+		policy = append(policy, "overflow="+o)
+	}
+	if w.limit != 0 {
+		policy = append(policy, fmt.Sprintf("limit=%d", w.limit))
 	}
 	switch {
-	case w.temp && w.overflow == "readonly":
-		return "", usagef("--overflow readonly is not possible with --temporary: such a store becomes invalid when it is full")
+	case w.temp && o == "readonly":
+		return "", nil, usagef("--overflow readonly is not possible with --temporary: such a store becomes invalid when it is full")
 	case w.temp:
-		return "N", nil
-	case w.overflow == "readonly" || w.overflow == "" && !full:
-		return "PO", nil
+		store = "N"
+	case o == "readonly" || !full && (o == "" || o == "grow"):
+		store = "PO"
+	default:
+		store = "P"
 	}
-	return "P", nil
+	_, err = snapshot.ParsePolicies(policy, store)
+	return store, policy, err
 }
 
 // planCow chooses the COW for a snapshot called name of an origin and checks
@@ -94,7 +128,7 @@ func (s *session) planCow(w cowWish, name string, origin place, size int64, file
 		return nil, err
 	}
 	full, err := cowSizeFor(size, w.chunk, w.temp)
-	if err != nil && w.size == 0 {
+	if err != nil && w.size == 0 && w.limit == 0 {
 		return nil, err
 	}
 	return c, c.choose(w, full)
@@ -123,7 +157,7 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 	if w.temp {
 		least = w.chunk
 	}
-	fixed := c.exists && (c.place.block || c.place.device != nil)
+	fixed := c.isDevice()
 	switch {
 	case fixed && w.size != 0:
 		return usagef("--cow-size: %s has the size it has, %s", c.place.what(), formatSize(c.place.size))
@@ -133,6 +167,11 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 		c.size = max(w.size-w.size%w.chunk, c.place.size)
 	case c.place.size > 0 && !c.wipe:
 		c.size = c.place.size
+	case w.limit != 0:
+		c.size = least
+		if full > 0 {
+			c.size = max(least, min(full, w.limit-w.limit%w.chunk))
+		}
 	default:
 		c.size = full
 	}
@@ -140,7 +179,7 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 		return usagef("a COW of %s is too small: with chunks of %s it needs %s at least", formatSize(c.size), formatSize(w.chunk), formatSize(least))
 	}
 	var err error
-	c.store, err = w.storeWord(full > 0 && c.size >= full)
+	c.store, c.policy, err = w.storeAndPolicy(full > 0 && c.size >= full, fixed)
 	return err
 }
 
@@ -286,7 +325,7 @@ func (c *cowFile) makeNew() error {
 func sized(f *os.File, size int64) error {
 	err := f.Truncate(size)
 	if errors.Is(err, unix.EFBIG) {
-		return fail(exitFailed, fmt.Errorf("its file system cannot hold a file of %s: %w", formatSize(size), err), "give a smaller size with --cow-size, or another place with --cow")
+		return fail(exitFailed, fmt.Errorf("its file system cannot hold a file of %s: %w", formatSize(size), err), "let it grow from a smaller size with --cow-size SIZE --overflow grow, or give another place with --cow")
 	}
 	return err
 }

@@ -18,7 +18,8 @@ there is depends on the type of the device; the page of the target in docs/targe
 says what each means. They are kept beside the files of the device.`,
 		Example: `  dmfuse policy data
   dmfuse policy data throttle=50 read-balance=default
-  dmfuse policy data throttle=20m/s`,
+  dmfuse policy data throttle=20m/s
+  dmfuse policy before-upgrade overflow=pause pause-time=1h`,
 		Args: asUsage(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.policy(cmd.Context(), args[0], args[1:])
@@ -67,11 +68,17 @@ func (a *app) policy(ctx context.Context, name string, changes []string) error {
 		}
 		known = policiesIn(text)
 	}
+	kept := true
+	if n := len(known) - 1; n >= 0 && known[n] == (policyValue{"kept", "no"}) {
+		known, kept = known[:n], false
+		a.note("the policies of %s count until the daemon ends: they could not be kept beside its files", name)
+	}
 	if a.json {
 		return a.printJSON(struct {
 			Name     string        `json:"name"`
 			Policies []policyValue `json:"policies"`
-		}{name, known})
+			Kept     bool          `json:"kept"` // what was changed outlives the daemon
+		}{name, known, kept})
 	}
 	rows := [][]string{}
 	for _, p := range known {

@@ -38,6 +38,9 @@ func (c *cowFile) writeSidecar(b baseOf, name string) error {
 		Name: name, Inode: cow.stat.Ino, Store: c.store, ChunkSize: uint32(c.chunk / 512), Created: &now, CreatedByUs: c.created,
 		Origin: &snapshot.SidecarOrigin{Path: b.lower.path, Size: b.size},
 	}
+	if s.Policies, err = snapshot.ParsePolicies(c.policy, c.store); err != nil {
+		return err
+	}
 	switch o := s.Origin; {
 	case b.lower.device != nil:
 	case b.lower.block:

@@ -64,17 +64,44 @@ func TestStoreWord(t *testing.T) {
 		{cowWish{temp: true}, true, "N"},
 		{cowWish{temp: true, overflow: "invalidate"}, false, "N"},
 		{cowWish{temp: true, overflow: "readonly"}, true, "--temporary"},
-		{cowWish{overflow: "grow", size: 1 << 20}, false, "--overflow grow"},
-		{cowWish{overflow: "grow"}, false, "--overflow grow"}, // a block device that is too small
-		{cowWish{overflow: "pause"}, true, "--overflow pause"},
+		{cowWish{overflow: "grow", size: 1 << 20}, false, "PO"},
+		{cowWish{limit: 1 << 20}, false, "PO"},
+		{cowWish{overflow: "grow", size: 2 << 20, limit: 1 << 20}, false, "--cow-limit 1 MiB is less"},
+		{cowWish{overflow: "pause", limit: 1 << 20}, false, "--cow-limit"},
+		{cowWish{overflow: "pause"}, true, "P"},
+		{cowWish{overflow: "pause", temp: true}, false, "N"},
+		{cowWish{overflow: "grow", temp: true}, false, "N"},
 		{cowWish{overflow: "Readonly"}, true, "--overflow Readonly"},
 	} {
-		got, err := c.wish.storeWord(c.full)
+		got, _, err := c.wish.storeAndPolicy(c.full, false)
 		switch {
 		case err != nil && (exitCode(err) != exitUsage || !strings.Contains(err.Error(), c.want)):
 			t.Errorf("%+v: %v, want %q", c.wish, err, c.want)
 		case err == nil && got != c.want:
 			t.Errorf("%+v: store %s, want %s", c.wish, got, c.want)
+		}
+	}
+}
+
+// What the sidecar is to hold. A device has none, and cannot grow.
+func TestStorePolicy(t *testing.T) {
+	for _, c := range []struct {
+		wish        cowWish
+		full, fixed bool
+		want        string
+	}{
+		{cowWish{}, true, false, "overflow=grow"},
+		{cowWish{size: 1 << 20}, false, false, "overflow=readonly"},
+		{cowWish{limit: 1 << 20}, false, false, "overflow=grow limit=1048576"},
+		{cowWish{temp: true, size: 1 << 20}, false, false, "overflow=invalidate"},
+		{cowWish{overflow: "pause"}, false, false, "overflow=pause"},
+		{cowWish{}, false, true, ""},
+		{cowWish{overflow: "pause"}, false, true, "overflow=pause"},
+		{cowWish{overflow: "grow"}, false, true, "a device cannot grow"},
+	} {
+		_, got, err := c.wish.storeAndPolicy(c.full, c.fixed)
+		if err != nil && !strings.Contains(err.Error(), c.want) || err == nil && strings.Join(got, " ") != c.want {
+			t.Errorf("%+v: %q, %v, want %q", c.wish, got, err, c.want)
 		}
 	}
 }

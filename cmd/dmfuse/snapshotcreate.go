@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -21,7 +22,7 @@ type createOptions struct {
 
 func newSnapshotCreateCommand(a *app) *cobra.Command {
 	var o createOptions
-	chunk, size := newSizeFlag("4k"), newSizeFlag("")
+	chunk, size, limit := newSizeFlag("4k"), newSizeFlag(""), newSizeFlag("")
 	cmd := &cobra.Command{
 		Use:   "create ORIGIN NAME",
 		Short: "Make a point-in-time view of ORIGIN, and print its path",
@@ -40,7 +41,10 @@ otherwise, in the format of the kernel's dm-snapshot.`,
 		Args: asUsage(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.origin, o.name = args[0], args[1]
-			o.cow.chunk, o.cow.size = chunk.bytes, size.bytes
+			o.cow.chunk, o.cow.size, o.cow.limit = chunk.bytes, size.bytes, limit.bytes
+			if limit.given && limit.bytes == 0 {
+				return usagef("--cow-limit 0: a COW needs room")
+			}
 			if size.given && size.bytes == 0 {
 				return usagef("--cow-size 0: a COW needs room")
 			}
@@ -51,7 +55,8 @@ otherwise, in the format of the kernel's dm-snapshot.`,
 	f.StringVar(&o.cow.path, "cow", "", "file, block device or device that keeps the changes (default: FILE.NAME.cow beside the origin)")
 	f.Var(chunk, "chunk-size", "unit of copying, a power of two from 512 to 1g")
 	f.Var(size, "cow-size", "room for changes (default: enough for all)")
-	f.StringVar(&o.cow.overflow, "overflow", "", "when that is full: readonly (the snapshot takes no more writes) or invalidate")
+	f.Var(limit, "cow-limit", "let the COW grow up to that (default with --overflow grow: enough for all)")
+	f.StringVar(&o.cow.overflow, "overflow", "", "when it is full: grow, pause (writes wait), readonly (no more writes to the snapshot) or invalidate")
 	f.BoolVar(&o.readOnly, "read-only", false, "a view that refuses writes")
 	f.BoolVar(&o.cow.temp, "temporary", false, "faster; the changes are lost when the daemon ends, and the COW goes with the snapshot")
 	f.BoolVar(&o.noFreeze, "no-freeze", false, "do not freeze mounted file systems: the view is as after a power cut")
@@ -198,7 +203,22 @@ func (s *session) makeSnapshot(ctx context.Context, b baseOf, cow *cowFile, o cr
 	if err := cow.writeSidecar(b, o.name); err != nil {
 		return nil, nil, err
 	}
-	return s.applySnapshot(ctx, b, cow, o)
+	info, frozen, err := s.applySnapshot(ctx, b, cow, o)
+	if err == nil && cow.isDevice() && len(cow.policy) > 0 {
+		s.setPolicies(ctx, o.name, cow.policy)
+	}
+	return info, frozen, err
+}
+
+// setPolicies gives policies to a snapshot whose COW has no place for them. The
+// snapshot is there: what fails is said and no more.
+func (s *session) setPolicies(ctx context.Context, name string, policy []string) {
+	_, err := s.c.Message(ctx, control.ByName(name), 0, append([]string{"policy"}, policy...))
+	if err != nil {
+		s.a.note("%s is made, but without %s: %v", name, strings.Join(policy, " "), err)
+		return
+	}
+	s.a.note("%s: only a COW file has a place for %s: it is forgotten when the daemon ends", name, strings.Join(policy, " "))
 }
 
 // createdSnapshot is the answer of snapshot create and open.

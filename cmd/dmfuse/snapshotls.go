@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
+	"time"
 
+	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +23,7 @@ type snapshotInfo struct {
 	COW            string  `json:"cow"`
 	Store          string  `json:"store"` // P, PO or N
 	ChunkSizeBytes int64   `json:"chunk_size_bytes"`
-	State          string  `json:"state"` // valid, invalid, overflow, merge-failed, waiting
+	State          string  `json:"state"` // valid, paused, invalid, overflow, merge-failed, waiting
 	AllocatedBytes int64   `json:"allocated_bytes"`
 	MetadataBytes  int64   `json:"metadata_bytes"`
 	TotalBytes     int64   `json:"total_bytes"`  // size of the COW
@@ -45,6 +50,23 @@ func (s *session) snapshotInfo(m mapped) (snapshotInfo, error) {
 		return i, fmt.Errorf("the table of %s has just been changed", m.Name)
 	}
 	return i, i.readStatus(m.status[0].Params)
+}
+
+// spaceOf asks the target for what its status line has no room for, and says so
+// in the state when writes wait.
+func (s *session) spaceOf(ctx context.Context, i *snapshotInfo) (snapshot.Usage, error) {
+	var u snapshot.Usage
+	text, err := s.c.Message(ctx, control.ByName(i.Name), 0, []string{"usage"})
+	if err != nil {
+		return u, err
+	}
+	if err := json.Unmarshal([]byte(text), &u); err != nil {
+		return u, fmt.Errorf("the usage of %s is not understood: %w", i.Name, err)
+	}
+	if u.State == "paused" && i.State == "valid" {
+		i.State = "paused"
+	}
+	return u, nil
 }
 
 // readStatus takes over the text of the target's status.
@@ -115,6 +137,9 @@ func (a *app) snapshotLs(ctx context.Context) error {
 			continue
 		}
 		i, err := s.snapshotInfo(m)
+		if err == nil && i.State == "valid" {
+			_, err = s.spaceOf(ctx, &i)
+		}
 		if err != nil {
 			return err
 		}
@@ -179,6 +204,14 @@ type snapshotUsageInfo struct {
 	FreeBytes int64  `json:"free_bytes"`           // room left for chunks and their metadata
 	DiskBytes *int64 `json:"disk_bytes,omitempty"` // what the COW file takes on its file system
 	EventNr   uint32 `json:"event_nr"`
+
+	CapacityBytes int64         `json:"capacity_bytes,omitempty"`  // what the COW has or may grow to
+	DiskFreeBytes *int64        `json:"disk_free_bytes,omitempty"` // on the file system of the COW file
+	Reserve       string        `json:"reserve,omitempty"`         // space taken beforehand: on, off, unsupported
+	ReservedBytes int64         `json:"reserved_bytes,omitempty"`
+	PausedSince   *time.Time    `json:"paused_since,omitempty"`
+	Fill          *forecast     `json:"fill,omitempty"`
+	Policies      []policyValue `json:"policies,omitempty"`
 }
 
 func (a *app) snapshotUsage(ctx context.Context, name string) error {
@@ -200,6 +233,14 @@ func (a *app) snapshotUsage(ctx context.Context, name string) error {
 	if unix.Stat(i.COW, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 		n := st.Blocks * 512
 		u.DiskBytes = &n
+		var fs unix.Statfs_t
+		if unix.Statfs(i.COW, &fs) == nil {
+			n := int64(min(fs.Bavail, math.MaxInt64/uint64(fs.Bsize))) * fs.Bsize
+			u.DiskFreeBytes = &n
+		}
+	}
+	if err := u.addSpace(ctx, s, m); err != nil {
+		return err
 	}
 	if a.json {
 		return a.printJSON(u)
@@ -224,6 +265,7 @@ func (a *app) printUsage(u snapshotUsageInfo) error {
 	if u.DiskBytes != nil {
 		rows = append(rows, []string{"On disk:", a.size(*u.DiskBytes)})
 	}
+	rows = append(rows, u.spaceRows(a)...)
 	return writeColumns(a.stdout, rows)
 }
 
