@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"io"
 	"net/http"
 )
 
@@ -41,4 +42,18 @@ func (c *Client) IOCounts(ctx context.Context) (IOCountList, error) {
 	var r IOCountList
 	err := c.call(ctx, http.MethodGet, "/v1/io", nil, nil, &r)
 	return r, err
+}
+
+// Metrics reads all figures in the text format of Prometheus.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	resp, err := c.send(ctx, http.MethodGet, "/metrics", nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, c.lost(ctx, err)
+	}
+	return text, nil
 }

@@ -12,6 +12,7 @@ func peopleCommands(a *app) []*cobra.Command {
 		newLogCommand(a),
 		newPolicyCommand(a),
 		newJobsCommand(a),
+		newMetricsCommand(a),
 		newDiscardCommand(a),
 		newFaultCommand(a),
 		newTopCommand(a),

@@ -13,6 +13,7 @@ func (s *Server) routes() http.Handler {
 		m.HandleFunc(pattern, s.answer(h))
 	}
 	m.HandleFunc(eventsRoute, s.events)
+	m.HandleFunc(metricsRoute, s.metrics)
 	m.HandleFunc("/", s.answer(func(r *http.Request) (any, error) {
 		return nil, control.Errorf(control.CodeUnsupported, "there is no %s %s", r.Method, r.URL.Path)
 	}))

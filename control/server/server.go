@@ -54,6 +54,8 @@ type Server struct {
 	http http.Server
 	made time.Time
 
+	meters http.Handler // see metrics.go
+
 	apply chan struct{} // holds one element while the steps of an apply run
 
 	done     chan struct{} // closed by Close: streams and waits end
@@ -78,6 +80,7 @@ func New(o Options) *Server {
 		o.Log = l
 	}
 	s := &Server{opts: o, log: o.Log, made: time.Now(), apply: make(chan struct{}, 1), done: make(chan struct{})}
+	s.meters = newMetrics(o.Manager)
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ConnContext:       peerContext,

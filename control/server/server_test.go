@@ -45,7 +45,7 @@ func newBench(t *testing.T, change func(*server.Options)) *bench {
 	t.Cleanup(cancel)
 	st := &stuck{inside: make(chan struct{}), let: make(chan struct{})}
 	m, err := mapper.New(mapper.Options{
-		Types: target.NewSet(append(basic.Types(), balky(), worker(), st.kind())...), OpenLower: openDisk, Major: 250, ReleaseWait: -1,
+		Types: target.NewSet(append(basic.Types(), balky(), worker(), metered(), st.kind())...), OpenLower: openDisk, Major: 250, ReleaseWait: -1,
 	})
 	if err != nil {
 		t.Fatal(err)
