@@ -24,12 +24,14 @@ type File struct {
 	fd    *fd
 
 	direct *directIO // nil: through the page cache
+	memory bool      // a file without a medium
 
-	writable atomic.Bool
-	written  atomic.Bool           // it was writable at some time
-	noDSync  atomic.Bool           // RWF_DSYNC is not supported here
-	failed   atomic.Pointer[Error] // first failed flush; never cleared
-	syncs    syncCalls
+	writable  atomic.Bool
+	written   atomic.Bool           // it was writable at some time
+	noDSync   atomic.Bool           // RWF_DSYNC is not supported here
+	noReadNow atomic.Bool           // RWF_NOWAIT is not supported here
+	failed    atomic.Pointer[Error] // first failed flush; never cleared
+	syncs     syncCalls
 
 	mode    sync.Mutex // held while the way of opening changes; guards what follows
 	noLocks bool

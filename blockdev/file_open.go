@@ -40,6 +40,7 @@ func OpenFile(path string, o FileOptions) (*File, error) {
 		return nil, f.openError(abs, o.Write, err)
 	}
 	f.fd = newFD(fds.main)
+	f.memory = !f.block && inMemory(fds.main)
 	f.allow(o.Write)
 	if err := f.prepareDirect(fds); err != nil {
 		_ = f.Close()

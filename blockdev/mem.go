@@ -38,6 +38,7 @@ var (
 	_ Discarder  = (*Mem)(nil)
 	_ Extenter   = (*Mem)(nil)
 	_ Grower     = (*Mem)(nil)
+	_ Prompt     = (*Mem)(nil)
 )
 
 // NewMem makes a device of size bytes that reads as zeros.

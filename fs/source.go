@@ -78,7 +78,10 @@ type Prompt interface {
 // Attr is what chmod, chown and utimes change.
 type Attr = mapper.Attr
 
-var _ Device = (*mapper.Device)(nil)
+var (
+	_ Device = (*mapper.Device)(nil)
+	_ Prompt = (*mapper.Device)(nil)
+)
 
 // InfoKinds are the information files of each device, in the order in which
 // they are listed. The place in this list is part of the node id: append only.

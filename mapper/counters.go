@@ -34,6 +34,9 @@ func (c *counters) end(k *opCounter, start time.Time, n int64, err error) {
 	c.inside.Add(-1)
 }
 
+// giveUp takes begin back, for a request that is done again.
+func (c *counters) giveUp() { c.inside.Add(-1) }
+
 // bytesDone is what a request of n bytes did that does all or fails.
 func bytesDone(n int64, err error) int64 {
 	if err != nil {

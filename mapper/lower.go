@@ -68,12 +68,10 @@ func (l *mappedLower) Extent(off int64) (int64, bool, error) {
 }
 
 func (l *mappedLower) ReadContext(ctx context.Context, p []byte, off int64) error {
-	_, err := l.dev.read(ctx, p, off)
-	return err
+	return l.dev.readLower(ctx, p, off)
 }
 func (l *mappedLower) WriteContext(ctx context.Context, p []byte, off int64, fua bool) error {
-	_, err := l.dev.write(ctx, p, off, fua)
-	return err
+	return l.dev.writeLower(ctx, p, off, fua)
 }
 
 // FlushContext has nothing to do on a device that was flushed when it was

@@ -29,6 +29,8 @@ type segment struct {
 	extenter  target.Extenter
 	messager  target.Messager
 	suspender target.Suspender
+
+	readsNow, writesNow bool // may be asked not to wait
 }
 
 // table is a list of targets that covers a device from 0 on without gaps. It
@@ -81,6 +83,9 @@ func (t *table) finish() {
 		s := &t.segs[i]
 		s.discarder, _ = s.target.(target.Discarder)
 		s.zeroer, _ = s.target.(target.Zeroer)
+		if p, ok := s.target.(target.Prompt); ok {
+			s.readsNow, s.writesNow = p.Prompt()
+		}
 		s.extenter, _ = s.target.(target.Extenter)
 		s.messager, _ = s.target.(target.Messager)
 		s.suspender, _ = s.target.(target.Suspender)

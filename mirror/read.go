@@ -14,6 +14,9 @@ func (m *mirror) Read(ctx context.Context, p []byte, off int64) error {
 	return m.readRange(ctx, p, off-m.start)
 }
 
+// Prompt says that a read waits for a leg only. A write marks its region first.
+func (m *mirror) Prompt() (reads, writes bool) { return true, false }
+
 func (m *mirror) readRange(ctx context.Context, p []byte, off int64) error {
 	for len(p) > 0 {
 		n, in := m.sameSync(off, int64(len(p)))

@@ -3,12 +3,17 @@ package snapshot
 import (
 	"context"
 	"time"
+
+	"github.com/dmfuse/dmfuse/target"
 )
 
 // copyOut returns when every active snapshot has its own copy of the origin's
 // bytes [from, to), durably, or is invalid (rule 2). A snapshot that fails
 // never fails the caller; the only error is that of a wait that was given up.
 func (o *origin) copyOut(ctx context.Context, from, to int64) error {
+	if ctx == target.Now {
+		return o.savedNow(from, to)
+	}
 	snaps := o.enter()
 	if len(snaps) == 0 {
 		return nil
@@ -23,6 +28,23 @@ func (o *origin) copyOut(ctx context.Context, from, to int64) error {
 			return err
 		}
 		from = end
+	}
+	return nil
+}
+
+// savedNow is copyOut where there is nothing to copy and nothing to wait for. A
+// snapshot cannot come while the caller is inside the gate.
+func (o *origin) savedNow(from, to int64) error {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, s := range o.snaps {
+		c := s.core.Load()
+		if s.merging || !s.active.Load() || c == nil {
+			continue
+		}
+		if end := min(to, s.size()); from < end && !s.health.settled() && !c.mapped(from, end-from) {
+			return target.ErrWouldWait
+		}
 	}
 	return nil
 }

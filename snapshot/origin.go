@@ -45,6 +45,10 @@ func (t *originTarget) Read(ctx context.Context, p []byte, off int64) error {
 	return target.ReadLower(ctx, t.lower, p, off)
 }
 
+// Prompt says that a read waits for the lower device only, and that a write knows
+// when nothing is to be saved.
+func (t *originTarget) Prompt() (reads, writes bool) { return true, true }
+
 // Write saves the chunks concerned and then writes (rule 2).
 func (t *originTarget) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 	return t.change(ctx, off, int64(len(p)), func() error {

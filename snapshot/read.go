@@ -43,6 +43,10 @@ func (s *snapshot) Read(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// Prompt says that a read waits for the lower devices only, and that a write
+// knows when its chunks have their exceptions.
+func (s *snapshot) Prompt() (reads, writes bool) { return true, true }
+
 // find looks for byte off: whether it is in the COW device, where there, and
 // for how many of the next most bytes the answer holds. Exceptions in a row
 // count as one, also where the table has them in two runs.

@@ -51,6 +51,9 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 		if s.health.invalid.Load() {
 			return ErrInvalidSnapshot
 		}
+		if ctx == target.Now {
+			return target.ErrWouldWait
+		}
 		s.openNote(c)
 		if err := s.waitRoom(ctx); err != nil {
 			return err

@@ -26,6 +26,9 @@ func ReadLower(ctx context.Context, d blockdev.Device, p []byte, off int64) erro
 	if c, ok := d.(ContextDevice); ok {
 		return inside("read", d, off, int64(len(p)), c.ReadContext(ctx, p, off))
 	}
+	if ctx == Now {
+		return readNow(d, p, off)
+	}
 	n, err := d.ReadAt(p, off)
 	if n == len(p) {
 		return nil
@@ -51,6 +54,9 @@ func inside(op string, d blockdev.Device, off, n int64, err error) error {
 func WriteLower(ctx context.Context, d blockdev.Device, p []byte, off int64, fua bool) error {
 	if c, ok := d.(ContextDevice); ok {
 		return inside("write", d, off, int64(len(p)), c.WriteContext(ctx, p, off, fua))
+	}
+	if ctx == Now {
+		return writeNow(d, p, off, fua)
 	}
 	var err error
 	if fua {

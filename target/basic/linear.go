@@ -64,6 +64,9 @@ func (l *linear) Write(ctx context.Context, p []byte, off int64, fua bool) error
 	return target.WriteLower(ctx, l.dev, p, off+l.shift, fua)
 }
 
+// Prompt says that only the device may have to wait.
+func (l *linear) Prompt() (reads, writes bool) { return true, true }
+
 func (l *linear) Flush(ctx context.Context) error { return target.FlushLower(ctx, l.dev) }
 
 func (l *linear) FlushDevices() []target.Lower { return []target.Lower{l.dev} }

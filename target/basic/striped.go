@@ -135,6 +135,9 @@ func (s *striped) Write(ctx context.Context, p []byte, off int64, fua bool) erro
 	return nil
 }
 
+// Prompt says that only the devices may have to wait.
+func (s *striped) Prompt() (reads, writes bool) { return true, true }
+
 // failed counts an error for every stripe on the device of st. What the device
 // does not support, and a wait that was given up, are no errors of it.
 func (s *striped) failed(st *stripe, err error) error {

@@ -37,6 +37,7 @@ func (z *zero) Read(_ context.Context, p []byte, _ int64) error {
 }
 
 func (z *zero) Write(context.Context, []byte, int64, bool) error { return nil }
+func (z *zero) Prompt() (reads, writes bool)                     { return true, true }
 func (z *zero) Flush(context.Context) error                      { return nil }
 func (z *zero) FlushDevices() []target.Lower                     { return nil }
 func (z *zero) Zero(_ context.Context, _, _ int64, _ bool) error { return nil }

@@ -85,6 +85,8 @@ func figureOf(subject string) float64 {
 	switch {
 	case subject == nameSparseNew:
 		return 20
+	case strings.HasSuffix(subject, overURingWord):
+		return 3
 	case strings.HasPrefix(subject, "dmfuse"):
 		return 2
 	}

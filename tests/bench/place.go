@@ -22,7 +22,7 @@ type place struct {
 	self     string // this program
 	subjects []subject
 
-	daemons map[string]*daemon // by the program they run; started when first needed
+	daemons map[string]*daemon // by the program they run and its transport; started when first needed
 	images  int
 	end     cleanups
 }
@@ -105,6 +105,8 @@ type opened struct {
 	bin  string // the build of dmfuse that serves it
 	pid  int    // the process that serves it; 0 none
 	end  cleanups
+
+	transport string // by which its requests arrive; empty: the default
 }
 
 // measure runs one load on all its subjects, round by round.

@@ -82,6 +82,9 @@ func subjects(o options) []subject {
 // oldWord begins the names of the subjects of another build.
 const oldWord = "old "
 
+// overURingWord ends the names of those whose requests come over io_uring.
+const overURingWord = ", io_uring"
+
 // ours marks the subjects whose build subjects fills in.
 const ours = "dmfuse"
 
@@ -91,9 +94,11 @@ func peers() []subject {
 		{name: nameFile, open: openFile},
 		{name: nameGoFuse, open: openGoFuse},
 		{name: nameLinear, bin: ours, open: openTable(linear)},
+		{name: nameLinear + overURingWord, bin: ours, memory: true, open: overURing(openTable(linear))},
 		{name: nameMirror, bin: ours, open: openMirror("load")},
 		{name: nameMirror1, bin: ours, reads: true, open: openMirror("default")},
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
+		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, open: overURing(openTable(snapshotTable(8)))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
 		{name: nameOrigin0, bin: ours, memory: true, open: openOrigin(0)},
 		{name: nameOrigin1, bin: ours, once: true, origin: true, open: openOrigin(1)},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/dmfuse/dmfuse/fs/fstest"
 )
 
 // daemon is the program under test.
@@ -19,11 +22,20 @@ type daemon struct {
 	pid int
 }
 
-// daemonOf is the daemon of a place that runs a build. Its run directory is not there but in the
+// daemonOf is the daemon of a place that runs a build.
+func (p *place) daemonOf(bin string) (*daemon, error) { return p.daemonWith(bin, "auto") }
+
+// daemonWith is the one with a transport. Its run directory is not there but in the
 // ordinary directory for temporary files, whose name is short.
-func (p *place) daemonOf(bin string) (*daemon, error) {
-	if d := p.daemons[bin]; d != nil {
+func (p *place) daemonWith(bin, transport string) (*daemon, error) {
+	key := bin + " " + transport
+	if d := p.daemons[key]; d != nil {
 		return d, nil
+	}
+	if transport == uring {
+		if err := p.enableURing(); err != nil {
+			return nil, err
+		}
 	}
 	run, err := os.MkdirTemp("", "dmfuse-bench-")
 	if err != nil {
@@ -36,7 +48,7 @@ func (p *place) daemonOf(bin string) (*daemon, error) {
 		return nil, err
 	}
 	defer ready.Close()
-	cmd := exec.Command(d.bin, "serve", "--run-dir", d.run, "--ready-fd", "3")
+	cmd := exec.Command(d.bin, "serve", "--run-dir", d.run, "--transport", transport, "--ready-fd", "3")
 	cmd.ExtraFiles = []*os.File{end}
 	s, err := start(cmd)
 	_ = end.Close()
@@ -49,7 +61,7 @@ func (p *place) daemonOf(bin string) (*daemon, error) {
 		return nil, errors.Join(errors.New("the daemon does not get ready"), s.stop(), errors.New(s.errs.String()))
 	}
 	d.pid = s.cmd.Process.Pid
-	p.daemons[bin] = d
+	p.daemons[key] = d
 	return d, nil
 }
 
@@ -70,13 +82,37 @@ func (d *daemon) create(ctx context.Context, o *opened, name, table string) erro
 // file is the file of a device.
 func (d *daemon) file(name string) string { return filepath.Join(d.run, "dev", name) }
 
+// uring is the transport that has subjects of its own.
+const uring = "uring"
+
+// overURing opens a device of a daemon whose requests come over io_uring.
+func overURing(open func(context.Context, *place, *opened) error) func(context.Context, *place, *opened) error {
+	return func(ctx context.Context, p *place, o *opened) error {
+		o.transport = uring
+		return open(ctx, p, o)
+	}
+}
+
+// enableURing lets the kernel offer it until the place is closed.
+func (p *place) enableURing() error {
+	restore, err := fstest.EnableURing()
+	if err != nil {
+		return err
+	}
+	p.end.add(func() error {
+		restore()
+		return nil
+	})
+	return nil
+}
+
 // tableOf makes what a table line needs and returns it.
 type tableOf func(ctx context.Context, p *place, o *opened) (string, error)
 
 // openTable is a device with one table line.
 func openTable(table tableOf) func(context.Context, *place, *opened) error {
 	return func(ctx context.Context, p *place, o *opened) error {
-		d, err := p.daemonOf(o.bin)
+		d, err := p.daemonWith(o.bin, cmp.Or(o.transport, "auto"))
 		if err != nil {
 			return err
 		}
