@@ -42,7 +42,7 @@ func (o *origin) savedNow(from, to int64) error {
 		if s.merging || !s.active.Load() || c == nil {
 			continue
 		}
-		if end := min(to, s.size()); from < end && !s.health.settled() && !c.mapped(from, end-from) {
+		if end := min(to, s.size()); from < end && !s.health.settled() && !s.saved(c, from, end) {
 			return target.ErrWouldWait
 		}
 	}
@@ -147,12 +147,18 @@ func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
 		return j, false
 	}
 	c := s.core.Load()
-	if c.mapped(from, to-from) && !s.uncommittedIn(c.chunkOf(from), c.chunkOf(to-1)) {
+	if s.saved(c, from, to) {
 		return j, false
 	}
 	j = outJob{s: s, c: c}
 	j.own, j.others, j.full = s.claim(c, c.chunkOf(from), c.chunkOf(to-1), true)
 	return j, true
+}
+
+// saved tells whether the snapshot has its own copy of the bytes [from, to),
+// durably.
+func (s *snapshot) saved(c *core, from, to int64) bool {
+	return c.mapped(from, to-from) && !s.uncommittedIn(c.chunkOf(from), c.chunkOf(to-1))
 }
 
 // run copies what the jobs have allotted, reading the origin once for all of

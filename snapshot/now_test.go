@@ -73,3 +73,35 @@ func TestNow(t *testing.T) {
 	origin.suspend()
 	slow.suspend()
 }
+
+// A chunk that the snapshot has, and has not committed yet, is not saved: the
+// origin write has to commit it (rule 2).
+func TestNow_UncommittedIsNotSaved(t *testing.T) {
+	l := newLab(t, Options{Notes: newNotes(t)})
+	fill(t, l.mem("o", 1024), 1)
+	l.mem("c", 2048)
+	origin := l.live("0 1024 snapshot-origin o")
+	defer origin.close()
+	snap := l.live("0 1024 snapshot o c P 8")
+	defer snap.close()
+	if err := snap.write(2, 16, 8); err != nil {
+		t.Fatal(err)
+	}
+	if snap.snap().uncommitted.Load() == 0 {
+		t.Fatal("the write was committed before it was answered")
+	}
+	data := devtest.Pattern(9, 0, 8)
+	if err := origin.Write(target.Now, data, 16*512, false); !errors.Is(err, target.ErrWouldWait) {
+		t.Errorf("write to the origin: %v", err)
+	}
+	origin.want(1, 0, 1024)
+	if err := snap.Flush(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := origin.Write(target.Now, data, 16*512, false); err != nil {
+		t.Errorf("write to the origin where it is saved: %v", err)
+	}
+	snap.want(2, 16, 8)
+	snap.suspend()
+	origin.suspend()
+}
