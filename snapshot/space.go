@@ -238,7 +238,7 @@ func (s *snapshot) take(c *core, used, need, goal int64) (int64, error) {
 		case goal == need:
 			return 0, err
 		}
-		goal = max(need, from+(goal-from)/2)
+		goal = max(need, from+(goal-from)/2&^(c.bytes()-1))
 	}
 }
 

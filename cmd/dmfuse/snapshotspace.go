@@ -75,7 +75,7 @@ func (u *snapshotUsageInfo) addSpace(ctx context.Context, s *session, m mapped) 
 	}
 	u.Reserve, u.PausedSince = space.Reserve, space.PausedSince
 	u.CapacityBytes, u.ReservedBytes = space.Capacity.Bytes(), space.Reserved.Bytes()
-	if u.State == "valid" || u.State == "paused" {
+	if u.State == "valid" {
 		u.Fill = u.forecast(space)
 	}
 	if u.Policies, err = s.policies(ctx, m); err != nil {
