@@ -68,7 +68,8 @@
 //     area is given out: the COW device is full then, no worse.
 //   - Old data behind the end of the list is never taken over.
 //   - A full disk below the COW file fails a write to the snapshot and costs it
-//     nothing else. An origin write has to go on, and costs the snapshot.
+//     nothing else. An origin write has to go on, and costs the snapshot, unless
+//     the policies let it wait.
 //   - A copy that is broken off because a table goes away fails its request and
 //     costs nothing.
 //

@@ -250,6 +250,7 @@ func (s *snapshot) takeAreas(c *core, used int64) {
 	if !ok {
 		return
 	}
+	st.keepSpace.Store(true)
 	a := st.area.Load()
 	for _, at := range []Chunk{c.area(a), c.area(a + 1)} {
 		if c.offset(at) <= used && c.offset(at+1) <= s.cow.Size() {

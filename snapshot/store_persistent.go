@@ -24,7 +24,8 @@ type persistent struct {
 	hooks Hooks
 	unit  int64 // bytes of metadata written at once: a logical block of the COW
 
-	created bool // there was no store before
+	created   bool        // there was no store before
+	keepSpace atomic.Bool // what is zeroed keeps its space
 
 	nextFree Chunk  // guarded by mu of the snapshot
 	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
@@ -288,13 +289,14 @@ func (s *persistent) nextArea() {
 }
 
 // zero makes a piece of metadata zero: small ones by writing, so that nothing
-// has to be allocated later; large ones as the device likes best.
+// has to be allocated later; large ones as the device likes best, but that space
+// which was taken beforehand stays.
 func (s *persistent) zero(cow blockdev.Device, off, n int64) error {
 	if n <= zeroAhead {
 		_, err := cow.WriteAt(zeros[:n], off)
 		return err
 	}
-	return blockdev.Zero(cow, off, n, true)
+	return blockdev.Zero(cow, off, n, !s.keepSpace.Load())
 }
 
 // entries is the number of entries on the disk.

@@ -200,6 +200,9 @@ func TestOverflow_FullDisk(t *testing.T) {
 				{"readonly", true, "invalid", nil}, {"readonly", false, "valid", syscall.ENOSPC},
 				{"invalidate", true, "invalid", nil}, {"invalidate", false, "valid", syscall.ENOSPC},
 			} {
+				if kind != "ext4" && !harness.Long() && (c.policy == "grow" || c.policy == "invalidate") {
+					continue
+				}
 				t.Run(fmt.Sprintf("%s origin=%v", c.policy, c.origin), func(t *testing.T) {
 					if err := writeAll(d.Dev("disk"), 'o', 0, 16*mib); err != nil {
 						t.Fatal(err)
@@ -257,6 +260,9 @@ func TestOverflow_PauseHindersNothing(t *testing.T) {
 	d := harness.Start(t)
 	small := newSmallDisk(t, d, "tmpfs")
 	image := d.Image("disk.img", 64*mib)
+	if err := writeAll(image, 'o', 0, 64*mib); err != nil { // zeros would take no space
+		t.Fatal(err)
+	}
 	d.Must("origin", "create", image, "disk")
 	d.Must("snapshot", "create", "disk", "s", "--cow", filepath.Join(small.dir, "cow"), "--overflow", "pause")
 	d.Must("policy", "s", "pause-time=1h")
@@ -309,7 +315,7 @@ func TestOverflow_PauseHindersNothing(t *testing.T) {
 	if err := outcome(t, "the writer", done); err != nil {
 		t.Errorf("after there was space: %v", err)
 	}
-	holdsOnly(t, d.Dev("s"), 0, 0, 16*mib)
+	holdsOnly(t, d.Dev("s"), 'o', 0, 16*mib)
 
 	// The end of the snapshot lets the write go, and so does another policy.
 	small.fill(0)
