@@ -61,6 +61,8 @@ func aims() []aim {
 		{Row: "memory/resync", Subject: nameResync, Against: nameBest, AtLeast: 1},
 		{Row: "disk/resync", Subject: nameResync, Against: nameBest, AtLeast: 1},
 		{Row: "memory/resync-sparse", Subject: nameSparseNew, Against: nameResync, AtLeast: 10},
+		{Row: "memory/create-1000", Subject: nameCreate, AtMost: 2},
+		{Row: "memory/idle-1000", Subject: nameIdle, AtMost: 64},
 		{Row: "memory/first-byte-1TiB", Subject: nameFirstByte, AtMost: 50},
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/fs/fstest"
 )
 
@@ -42,7 +43,16 @@ func (p *place) daemonWith(bin, transport string) (*daemon, error) {
 		return nil, err
 	}
 	p.end.add(func() error { return os.RemoveAll(run) })
-	d := &daemon{bin: bin, run: filepath.Join(run, "run")}
+	d, err := p.startDaemon(bin, transport, filepath.Join(run, "run"))
+	if err == nil {
+		p.daemons[key] = d
+	}
+	return d, err
+}
+
+// startDaemon starts a daemon that ends with the place.
+func (p *place) startDaemon(bin, transport, run string) (*daemon, error) {
+	d := &daemon{bin: bin, run: run}
 	ready, end, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -60,9 +70,12 @@ func (p *place) daemonWith(bin, transport string) (*daemon, error) {
 	if word, _ := io.ReadAll(ready); len(word) == 0 {
 		return nil, errors.Join(errors.New("the daemon does not get ready"), s.stop(), errors.New(s.errs.String()))
 	}
-	d.pid = s.cmd.Process.Pid
-	p.daemons[key] = d
-	return d, nil
+	// The process that serves need not be the one that was started.
+	c := control.NewClient(filepath.Join(d.run, "control.sock"))
+	defer c.Close()
+	v, err := c.Version(context.Background())
+	d.pid = v.PID
+	return d, err
 }
 
 func (d *daemon) do(ctx context.Context, args ...string) error {

@@ -18,7 +18,7 @@ import (
 // subject, and the time it takes is the figure.
 type task struct {
 	name     string
-	unit     string // "MB/s", or "ms"
+	unit     string // "MB/s", "1/s", "ms" or "KiB"
 	places   []string
 	subjects []taskSubject
 }
@@ -42,12 +42,14 @@ const (
 	nameSparseResync = "dmfuse resync, sparse"
 	nameSparseNew    = "dmfuse resync, sparse, new"
 	nameFirstByte    = "dmfuse mirror"
+	nameCreate       = "dmfuse create, median"
+	nameIdle         = "dmfuse, each device"
 )
 
 // tasks are all of them.
 func tasks() []task {
 	both := []string{"memory", "disk"}
-	return slices.Concat(fsTasks(), []task{
+	return slices.Concat(fsTasks(), scaleTasks(), []task{
 		{"resync", "MB/s", both, []taskSubject{
 			{nameDD, false, []string{"dd"}, copyTask(false, withDD)},
 			{nameCp, false, []string{"cp"}, copyTask(false, withCp)},
