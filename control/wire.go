@@ -225,7 +225,8 @@ type TargetsReply struct {
 type Version struct {
 	Version    string    `json:"version"`
 	Protocol   int       `json:"protocol"`
-	PID        int       `json:"pid"`
+	PID        int       `json:"pid"`                  // of the process that serves
+	KeeperPID  int       `json:"keeper_pid,omitempty"` // of the one that replaces it when it dies, if there is one
 	Started    time.Time `json:"started"`
 	RunDir     string    `json:"run_dir"`
 	Mount      string    `json:"mount"` // where the device files are

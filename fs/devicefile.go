@@ -40,12 +40,27 @@ func fileAttr(d Device, out *fuse.Attr) {
 	}
 }
 
-// openFile counts one user of the device. The handle means nothing: reads and
-// writes go by the node id, so they work under a daemon that never saw the open.
+// openFile counts one user of the device. Reads and writes go by the node id, so
+// they work under a daemon that never saw the open; the handle is for RELEASE,
+// where a ledger is kept.
 func (f *FileSystem) openFile(d Device, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if f.ledger != nil && in.Unique&resent != 0 {
+		if fh, ok := f.ledger.find(in.Unique); ok {
+			out.Fh, out.OpenFlags = fh, fileFlags
+			return fuse.OK // the daemon before counted it, and died before it could say so
+		}
+	}
 	write := in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY
 	if err := d.Open(write); err != nil {
 		return status(err)
+	}
+	if f.ledger != nil {
+		fh, ok := f.ledger.add(d.Serial(), in.Unique)
+		if !ok {
+			d.Release()
+			return statusTooMany
+		}
+		out.Fh = fh
 	}
 	f.opens.add(in.NodeId, d)
 	out.OpenFlags = fileFlags

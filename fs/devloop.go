@@ -29,6 +29,11 @@ type devLoop struct {
 	calls   calls
 	waiting atomic.Int32 // readers inside read(2)
 
+	held      *carry       // of a held mount, which the next process goes on with; or nil
+	populated []*buffer    // for each reader, with a held mount
+	stop      atomic.Bool  // what is read from now on is left to the next process
+	busy      atomic.Int32 // requests that were read and are not answered; counted with a held mount
+
 	readers sync.WaitGroup
 	handed  sync.WaitGroup // requests that were given to a goroutine
 	gone    chan struct{}  // closed by the first reader that finds the mount gone
@@ -66,7 +71,11 @@ func openDevLoop(f *FileSystem, fd int, o *fuse.MountOptions) *devLoop {
 // addReaders makes it the number of readers there should be.
 func (l *devLoop) addReaders() {
 	for range devReaders() - len(l.fds) {
-		l.fds = append(l.fds, l.clone())
+		c, err := cloneFuse(l.fds[0])
+		if err != nil {
+			c = l.fds[0] // used by several readers
+		}
+		l.fds = append(l.fds, c)
 	}
 }
 
@@ -88,6 +97,11 @@ func (l *devLoop) init(change func(*fuse.InitIn)) error {
 		if h == nil || h.Opcode != opInit {
 			return errors.New("the first request is not INIT")
 		}
+		if l.held != nil {
+			if err := l.held.saveInit(c.in[:n]); err != nil {
+				return err
+			}
+		}
 		var in fuse.InitIn // older kernels send less
 		copy(bytesOf(&in), c.in[:n])
 		change(&in)
@@ -96,26 +110,16 @@ func (l *devLoop) init(change func(*fuse.InitIn)) error {
 	}
 }
 
-// clone returns another descriptor for the same mount: requests are answered on
-// the one they were read from, and each has a list and a lock of its own. Where
-// the kernel refuses, the mounted one is used by several readers.
-func (l *devLoop) clone() int {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return l.fds[0]
-	}
-	if err := unix.IoctlSetPointerInt(fd, ioctlClone, l.fds[0]); err != nil {
-		unix.Close(fd)
-		return l.fds[0]
-	}
-	return fd
-}
-
 // Serve reads and answers until the mount is gone.
 func (l *devLoop) Serve() {
-	for _, fd := range l.fds {
+	for i, fd := range l.fds {
 		l.readers.Add(1)
-		go l.read(l.calls.begin(l, fd, maxRequest, maxRequest))
+		c := l.calls.begin(l, fd, maxRequest, maxRequest)
+		if l.held != nil {
+			c.bufs[0] = l.populated[i]
+			c.in = c.bufs[0].behind(writeHeader)
+		}
+		go l.read(c)
 	}
 	<-l.gone
 	l.leave()
@@ -156,6 +160,21 @@ func (l *devLoop) close() {
 	}
 }
 
+// handOverTo makes readers leave what they read to the next process, and waits
+// until all that was read before is answered, or done is closed.
+func (l *devLoop) handOverTo(done <-chan struct{}) {
+	l.stop.Store(true)
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for l.busy.Load() > 0 {
+		select {
+		case <-done:
+			return
+		case <-again.C:
+		}
+	}
+}
+
 // read is one reader; c is its own.
 func (l *devLoop) read(c *call) {
 	defer l.readers.Done()
@@ -179,8 +198,14 @@ func (l *devLoop) read(c *call) {
 			return
 		}
 		c.n = n
+		l.busy.Add(1)
+		if l.stop.Load() {
+			l.busy.Add(-1)
+			return // the kernel sends it again, and this reader reads no more
+		}
 		if !last {
 			l.answer(c)
+			l.busy.Add(-1)
 			continue
 		}
 		h := l.handOver(c)
@@ -188,6 +213,7 @@ func (l *devLoop) read(c *call) {
 		go func() {
 			defer l.handed.Done()
 			l.answer(h)
+			l.busy.Add(-1)
 			l.calls.done(h)
 		}()
 	}

@@ -22,6 +22,7 @@ const (
 	statusUnsupported = fuse.Status(syscall.EOPNOTSUPP) // a mode of fallocate, copy_file_range
 	statusNoIoctl     = fuse.Status(syscall.ENOTTY)     // an ioctl we do not know
 	statusFault       = fuse.EIO                        // a panic: a fault of ours
+	statusTooMany     = fuse.Status(syscall.ENFILE)     // more opens than a held mount can count
 	statusNoData      = fuse.ENODATA                    // no such extended attribute
 )
 

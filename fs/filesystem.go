@@ -23,6 +23,8 @@ type FileSystem struct {
 	opens opens
 	infos infos
 
+	ledger *ledger // of the opens of a held mount, or nil
+
 	started time.Time // shown as the time of the directories
 }
 
@@ -173,6 +175,9 @@ func (f *FileSystem) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 	if _, p, ok := splitID(in.NodeId); ok && p != partFile {
 		f.infos.remove(in.Fh)
 		return
+	}
+	if f.ledger != nil && !f.ledger.remove(in.Fh) {
+		return // the daemon before took it back, and died before it could say so
 	}
 	if d := f.opens.remove(in.NodeId); d != nil {
 		d.Release()

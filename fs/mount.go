@@ -99,6 +99,7 @@ type Server struct {
 	transport Transport
 	readers   int
 	done      chan struct{}
+	dev       *devLoop // of a held mount; or nil
 }
 
 // Mount mounts the devices of src at o.Dir and serves them until Unmount. What

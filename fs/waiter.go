@@ -40,7 +40,7 @@ func (w *waiter) end() {
 func (w *waiter) stop(unique uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.unique != unique || unique == 0 || w.passed {
+	if (w.unique^unique)&^resent != 0 || unique == 0 || w.passed {
 		return false
 	}
 	if !w.interrupted {

@@ -44,6 +44,11 @@ type Options struct {
 	// Empty: nothing is kept.
 	StateDir string
 
+	// Opens is how often the file of each device is open, by serial number, for
+	// users who go on with their files across a restart. Nil: whoever had a file
+	// open was cut off.
+	Opens map[uint64]int
+
 	// Attr is the owner and mode that a new device starts with. A Mode of 0
 	// is 0600.
 	Attr Attr

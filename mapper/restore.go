@@ -63,7 +63,7 @@ func (m *Manager) Restore(ctx context.Context) ([]RestoreProblem, error) {
 		r.restoreGuards(e)
 		r.finish(e)
 	}
-	for _, e := range r.entries { // whoever had it open was cut off with the old daemon
+	for _, e := range r.entries { // whoever had it open may be gone with the old daemon
 		e.dev.mu.Lock()
 		e.dev.closedLocked()
 		e.dev.mu.Unlock()
@@ -128,6 +128,7 @@ func (r *restorer) read(path string, serial uint64) {
 	d.events.set(e.rec.EventNr)
 	d.mu.Lock()
 	d.loaded = e.rec.Loaded
+	d.fileOpens = r.m.o.Opens[serial]
 	d.deferredRemove = e.rec.DeferredRemove
 	d.attr = Attr{Mode: e.rec.Attr.Mode & 0o7777, UID: e.rec.Attr.UID, GID: e.rec.Attr.GID, Mtime: e.rec.Attr.Mtime, ReadAhead: e.rec.Attr.ReadAhead}
 	d.mu.Unlock()

@@ -60,6 +60,8 @@ var layers = []layer{
 		"the only place that knows FUSE"},
 	{"control/server/...", []string{"control", "mapper", "blockdev", "blockdev/faultrule", "target"}, []string{"github.com/sirupsen/logrus", "golang.org/x/sys", "github.com/prometheus/client_golang"},
 		"drives the mapper; target for the form of a status, and for metrics"},
+	{"keeper", nil, []string{"golang.org/x/sys"},
+		"holds descriptors and starts workers; knows neither devices nor FUSE"},
 	{"control", nil, []string{"golang.org/x/sys"},
 		"types and client: a program that only talks to the daemon builds without the rest"},
 	{"cmd/dmfuse/...", []string{"..."}, []string{"..."},

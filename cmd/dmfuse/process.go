@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -91,15 +90,8 @@ func dumpGoroutines() (stop func()) {
 // notify tells the service manager, if there is one, how we are
 // (sd_notify(3)).
 func notify(env func(string) string, state string) {
-	path := env("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	if path[0] == '@' {
-		path = "\x00" + path[1:]
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
+	c, err := notifySocket(env)
+	if c == nil || err != nil {
 		return
 	}
 	defer c.Close()

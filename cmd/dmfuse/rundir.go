@@ -109,8 +109,8 @@ func lockRunDir(dir string) (*os.File, error) {
 	f, err := lockFile(path, false)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		who := "another process"
-		if b, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(b))) > 0 {
-			who = "pid " + strings.TrimSpace(string(b))
+		if pid := lockHolder(dir); pid != 0 {
+			who = "pid " + strconv.Itoa(pid)
 		}
 		return nil, fail(exitBusy, fmt.Errorf("a daemon (%s) runs on %s already", who, dir),
 			"use it, end it with: dmfuse shutdown, or give this one another --run-dir")
@@ -125,6 +125,16 @@ func lockRunDir(dir string) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// lockHolder is the process that the lock of a run directory names, 0: none.
+func lockHolder(dir string) int {
+	b, err := os.ReadFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return max(pid, 0)
 }
 
 // maxSocketPath is the longest path a unix socket can be bound to: sun_path

@@ -17,6 +17,7 @@ import (
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/control/server"
 	"github.com/dmfuse/dmfuse/fs"
+	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/sirupsen/logrus"
@@ -33,12 +34,31 @@ type serveOptions struct {
 	transport             string
 	logLevel              string
 	readyFD               int // written to when ready, for a command that started us
+
+	keeper                  bool   // a process that outlives the one that serves
+	kept                    string // of a worker: what its keeper hands down
+	hungLimit, upgradeLimit time.Duration
 }
 
 func newServeCommand(a *app) *cobra.Command {
-	o := serveOptions{readyFD: -1}
+	cmd, o := serveCommand(a, "serve", func(o serveOptions) error {
+		if o.keeps() {
+			return a.keep(o)
+		}
+		return a.serve(o)
+	})
+	f := cmd.Flags()
+	f.BoolVar(&o.keeper, "keeper", false, "a small process holds the mount, and replaces a daemon that dies without its clients noticing")
+	f.DurationVar(&o.hungLimit, "hung-limit", 30*time.Second, "after how long without a sign of life the worker of a keeper is replaced")
+	f.DurationVar(&o.upgradeLimit, "upgrade-limit", 20*time.Second, "how long a new program may take to be ready before the old one goes on")
+	return cmd
+}
+
+// serveCommand is a verb with the flags that a daemon has.
+func serveCommand(a *app, verb string, run func(serveOptions) error) (*cobra.Command, *serveOptions) {
+	o := &serveOptions{readyFD: -1}
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use:   verb,
 		Short: "Run the daemon in the foreground",
 		Args:  asUsage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -49,7 +69,7 @@ func newServeCommand(a *app) *cobra.Command {
 			if o.socket, err = a.socket(); err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), o)
+			return run(*o)
 		},
 	}
 	f := cmd.Flags()
@@ -62,7 +82,7 @@ func newServeCommand(a *app) *cobra.Command {
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info, debug or trace")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "file descriptor to write to when ready")
 	_ = f.MarkHidden("ready-fd")
-	return cmd
+	return cmd, o
 }
 
 // check finds what is wrong with the flags before anything is done.
@@ -80,6 +100,9 @@ func (o *serveOptions) check() (logrus.Level, error) {
 	if o.mount == "" {
 		o.mount = filepath.Join(o.runDir, "dev")
 	}
+	if o.kept != "" {
+		return level, nil // the keeper checked it; a path in the mount is not to be looked at
+	}
 	if o.mount, err = cleanAbs(o.mount); err != nil {
 		return 0, err
 	}
@@ -96,7 +119,7 @@ func (o *serveOptions) check() (logrus.Level, error) {
 }
 
 // serve runs a daemon until it is shut down.
-func (a *app) serve(_ context.Context, o serveOptions) error {
+func (a *app) serve(o serveOptions) error {
 	level, err := o.check()
 	if err != nil {
 		return err
@@ -113,11 +136,22 @@ func (a *app) serve(_ context.Context, o serveOptions) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{o: o, env: a.env, log: log, ended: make(chan struct{})}
+	if o.kept != "" {
+		if d.worker, err = keeper.Inherit(o.kept); err != nil {
+			return err
+		}
+		signal.Notify(signals, syscall.SIGUSR2)
+	}
 	if err := d.start(); err != nil {
+		if d.worker != nil {
+			return err // the next one finds all as it is
+		}
 		return errors.Join(err, d.cleanup())
 	}
 	d.ready()
-	d.loop(signals)
+	if d.loop(signals) {
+		return silent(keeper.ExitHandOver)
+	}
 	return d.finish()
 }
 
@@ -132,6 +166,8 @@ type daemon struct {
 	env func(string) string
 	log *logrus.Logger
 
+	worker    *keeper.Worker // nil without a keeper
+	held      *fs.Held       // with one
 	lock      *os.File
 	set       *target.Set // see types
 	manager   *mapper.Manager
@@ -153,15 +189,12 @@ type daemon struct {
 // there.
 func (d *daemon) start() error {
 	d.started = time.Now()
-	if err := makeRunDir(d.o.runDir, d.o.allowOther); err != nil {
-		return err
+	var err error
+	if d.worker != nil {
+		err = d.inherit()
+	} else {
+		err = d.own()
 	}
-	lock, err := lockRunDir(d.o.runDir)
-	if err != nil {
-		return err
-	}
-	d.lock = lock
-	d.leftovers, err = collectLeftovers(d.o.mount, filepath.Join(d.o.runDir, "leftovers.json"))
 	if err != nil {
 		return err
 	}
@@ -178,6 +211,31 @@ func (d *daemon) start() error {
 		return err
 	}
 	return d.listen()
+}
+
+// own takes what is a daemon's alone.
+func (d *daemon) own() error {
+	if err := makeRunDir(d.o.runDir, d.o.allowOther); err != nil {
+		return err
+	}
+	lock, err := lockAfterDead(d.o.runDir)
+	if err != nil {
+		return err
+	}
+	d.lock = lock
+	d.leftovers, err = collectLeftovers(d.o.mount, leftoversFile(d.o.runDir))
+	return err
+}
+
+// inherit is own for the worker of a keeper, which has all of it.
+func (d *daemon) inherit() error {
+	var err error
+	d.held, err = fs.TakeOver(fs.Held{
+		Dir: d.o.mount, Fuse: d.worker.Fuse, Memory: d.worker.Memory, Crashed: d.worker.Why == keeper.Crashed,
+	})
+	d.lock = d.worker.Lock
+	d.leftovers = stillThere(readLeftovers(leftoversFile(d.o.runDir)), nil)
+	return err
 }
 
 // restore brings back the devices of a daemon that was killed (promise 9).
@@ -204,16 +262,9 @@ func (d *daemon) restore() error {
 // listen puts the control socket in place. It comes last: who gets an answer
 // finds the devices restored and their files in place.
 func (d *daemon) listen() error {
-	if err := removeDeadSocket(d.o.socket); err != nil {
-		return err
-	}
-	// The socket is made without rights for others: there is no moment at
-	// which they could connect. Nothing else of this process makes files now.
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", d.o.socket)
-	syscall.Umask(old)
+	l, err := d.controlSocket()
 	if err != nil {
-		return fmt.Errorf("the control socket cannot be made: %w", err)
+		return err
 	}
 	d.listener = l
 	d.server = server.New(server.Options{
@@ -226,11 +277,28 @@ func (d *daemon) listen() error {
 	return nil
 }
 
+// controlSocket makes the control socket, or takes that of the keeper.
+func (d *daemon) controlSocket() (*net.UnixListener, error) {
+	if d.worker == nil {
+		return bindSocket(d.o.socket)
+	}
+	l, err := net.FileListener(d.worker.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("the control socket of the keeper: %w", err)
+	}
+	unixl, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("the control socket of the keeper is a %T", l)
+	}
+	unixl.SetUnlinkOnClose(true) // closed at the end of all, not when the next worker goes on
+	return unixl, nil
+}
+
 func (d *daemon) version() control.Version {
 	return control.Version{
 		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
 		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
-		Transport: string(d.mount.Transport()),
+		Transport: string(d.mount.Transport()), KeeperPID: d.keeperPID(),
 		Leftovers: stillThere(d.leftovers, nil), Restored: d.problems,
 	}
 }
@@ -242,21 +310,43 @@ func (d *daemon) ready() {
 		d.log.WithFields(logrus.Fields{"what": l.What, "where": l.Where, "over": l.Over}).
 			Warnf("left over from a daemon that died, and dead for ever; clear it with: %s", l.Clear)
 	}
-	d.log.WithFields(logrus.Fields{
+	fields := logrus.Fields{
 		"pid": os.Getpid(), "mount": d.o.mount, "socket": d.o.socket, "devices": len(d.manager.Devices()),
 		"transport": d.mount.Transport(),
-	}).Infof("dmfuse %s is ready", version)
-	notify(d.env, "READY=1\nSTATUS=serving "+d.o.mount)
-	if d.o.readyFD >= 0 {
-		f := os.NewFile(uintptr(d.o.readyFD), "ready")
-		_, _ = f.WriteString(readyWord)
-		_ = f.Close()
 	}
+	if d.worker != nil {
+		fields["keeper"] = d.keeperPID()
+		if !d.mount.CanResend() {
+			d.worker.Report("once")
+		}
+		d.worker.Report("ready")
+	}
+	d.log.WithFields(fields).Infof("dmfuse %s is ready", version)
+	notify(d.env, "READY=1\nSTATUS=serving "+d.o.mount)
+	writeReady(d.o.readyFD)
+}
+
+// writeReady tells a command that started us.
+func writeReady(fd int) {
+	if fd < 0 {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "ready")
+	_, _ = f.WriteString(readyWord)
+	_ = f.Close()
+}
+
+// keeperPID is the process of the keeper, 0 without one.
+func (d *daemon) keeperPID() int {
+	if d.worker == nil {
+		return 0
+	}
+	return os.Getppid()
 }
 
 // loop waits for the end: a shutdown by request, a signal, or a mount that
-// somebody took away.
-func (d *daemon) loop(signals <-chan os.Signal) {
+// somebody took away. It tells whether the next worker is to go on.
+func (d *daemon) loop(signals <-chan os.Signal) (handOver bool) {
 	unmounted := make(chan struct{})
 	go func() {
 		d.mount.Wait()
@@ -265,8 +355,12 @@ func (d *daemon) loop(signals <-chan os.Signal) {
 	for {
 		select {
 		case <-d.ended:
-			return
+			return false
 		case sig := <-signals:
+			if sig == syscall.SIGUSR2 {
+				d.handOver()
+				return true
+			}
 			d.log.WithField("signal", sig).Info("asked to end")
 			if err := d.shutdown(context.Background(), 0, false); err != nil {
 				d.notEnded(err)
@@ -274,7 +368,7 @@ func (d *daemon) loop(signals <-chan os.Signal) {
 		case err := <-d.serving:
 			d.serving <- err
 			d.log.WithError(err).Error("the control socket is gone")
-			return
+			return false
 		case <-unmounted:
 			unmounted = nil
 			d.unmountedByOther()
@@ -334,6 +428,9 @@ func (d *daemon) shutdown(ctx context.Context, pid int, force bool) error {
 	if err := d.unmount(ctx, force); err != nil {
 		return err
 	}
+	if d.worker != nil {
+		d.worker.Report("final")
+	}
 	if err := d.manager.Close(ctx); err != nil {
 		d.log.WithError(err).Error("not everything could be flushed")
 		d.over = true
@@ -384,6 +481,20 @@ func (d *daemon) nothingOpen() bool {
 	return true
 }
 
+// handOverLimit is how long the requests under way have to end before the next
+// worker goes on. Those that wait on a suspended device never do; it has them
+// sent again.
+const handOverLimit = 2 * time.Second
+
+// handOver stops reading and answers what there is. All that the next worker
+// needs is in place at any time: there is nothing else to write.
+func (d *daemon) handOver() {
+	d.log.Info("making place for another worker")
+	ctx, cancel := context.WithTimeout(context.Background(), handOverLimit)
+	defer cancel()
+	d.mount.HandOver(ctx.Done())
+}
+
 // finish ends the control connections, those that wait for their answer last,
 // and gives back the socket and the lock.
 func (d *daemon) finish() error {
@@ -392,6 +503,9 @@ func (d *daemon) finish() error {
 	err := d.server.Close(ctx)
 	err = errors.Join(err, <-d.serving)
 	d.log.Info("ended")
+	if d.worker != nil {
+		err = errors.Join(err, d.worker.Unlock())
+	}
 	return errors.Join(err, d.lock.Close())
 }
 

@@ -40,7 +40,12 @@ func targetTypes(set *target.Set) []control.TargetType {
 // newManager makes the mapper over a pool of backing files.
 func (d *daemon) newManager() (*mapper.Manager, error) {
 	pool := blockdev.NewPool(blockdev.PoolOptions{Direct: d.o.direct})
+	var opens map[uint64]int
+	if d.held != nil {
+		opens = d.held.Opens()
+	}
 	return mapper.New(mapper.Options{
+		Opens:    opens,
 		Types:    d.types(),
 		Pool:     pool,
 		Guard:    pool.Guard,
@@ -55,9 +60,16 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 // newMount shows the devices as files.
 func (d *daemon) newMount() (*fs.Server, error) {
 	spare := processors()
-	s, err := fs.Mount(source{d.manager}, fs.Options{
+	o := fs.Options{
 		Dir: d.o.mount, AllowOther: d.o.allowOther, Transport: fs.Transport(d.o.transport), Log: d.log,
-	})
+	}
+	var s *fs.Server
+	var err error
+	if d.held != nil {
+		s, err = fs.ServeHeld(source{d.manager}, o, d.held)
+	} else {
+		s, err = fs.Mount(source{d.manager}, o)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/dmfuse/dmfuse/fs"
+	"github.com/dmfuse/dmfuse/keeper"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+)
+
+// workerVerb is the hidden verb under which the program runs as the worker of a
+// keeper, with the flags of serve.
+const workerVerb = "worker"
+
+func newWorkerCommand(a *app) *cobra.Command {
+	cmd, o := serveCommand(a, workerVerb, a.serve)
+	cmd.Hidden = true
+	cmd.Flags().StringVar(&o.kept, "kept", "", "what the keeper hands down")
+	return cmd
+}
+
+// keeps says whether serve is to be a keeper and a worker: what it takes over is
+// read from /dev/fuse by readers of ours.
+func (o *serveOptions) keeps() bool {
+	t := fs.Transport(o.transport)
+	return o.keeper && (t == fs.TransportAuto || t == fs.TransportDev)
+}
+
+// keep is serve as the keeper of a worker: it holds what must outlive a worker,
+// see package keeper.
+func (a *app) keep(o serveOptions) error {
+	level, err := o.check()
+	if err != nil {
+		return err
+	}
+	log := logrus.New()
+	log.SetOutput(a.stderr)
+	log.SetLevel(level)
+	prepareProcess(log)
+
+	k := &kept{o: o, env: a.env, log: log}
+	if err := k.take(); err != nil {
+		return errors.Join(err, k.letGo())
+	}
+	code, err := keeper.Run(k.options())
+	if code != exitDone || err != nil {
+		err = cmp.Or(err, silent(code))
+		return errors.Join(err, k.letGo())
+	}
+	notify(a.env, k.storeRemoved())
+	return nil
+}
+
+// kept is what a keeper holds.
+type kept struct {
+	o   serveOptions
+	env func(string) string
+	log *logrus.Logger
+
+	lock   *os.File
+	socket *os.File
+	held   *fs.Held
+}
+
+// take takes or makes all of it.
+func (k *kept) take() error {
+	if err := makeRunDir(k.o.runDir, k.o.allowOther); err != nil {
+		return err
+	}
+	var err error
+	if k.lock, err = lockAfterDead(k.o.runDir); err != nil {
+		return err
+	}
+	if k.takeStored() {
+		return nil
+	}
+	if _, err := collectLeftovers(k.o.mount, leftoversFile(k.o.runDir)); err != nil {
+		return err
+	}
+	k.held, err = fs.Hold(fs.Options{Dir: k.o.mount, AllowOther: k.o.allowOther, Log: k.log})
+	if err != nil {
+		return fmt.Errorf("the device files cannot be shown at %s: %w", k.o.mount, err)
+	}
+	l, err := bindSocket(k.o.socket)
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false) // the worker does, at the end
+	defer l.Close()
+	k.socket, err = l.File()
+	return err
+}
+
+func (k *kept) options() keeper.Options {
+	args := []string{
+		workerVerb, "--run-dir", k.o.runDir, "--socket", k.o.socket, "--mount", k.o.mount, "--log-level", k.o.logLevel,
+		"--transport", string(fs.TransportDev), fmt.Sprintf("--allow-other=%t", k.o.allowOther), fmt.Sprintf("--direct=%t", k.o.direct),
+	}
+	if k.o.major != 0 {
+		args = append(args, "--major", fmt.Sprint(k.o.major))
+	}
+	var first []string
+	if k.o.noRestore {
+		first = append(first, "--no-restore")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		self = "/proc/self/exe"
+	}
+	return keeper.Options{
+		Args: args, First: first,
+		Env: slices.DeleteFunc(os.Environ(), func(v string) bool {
+			return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "LISTEN_") || strings.HasPrefix(v, "WATCHDOG_")
+		}),
+		Fuse: k.held.Fuse, Memory: k.held.Memory, Socket: k.socket, Lock: k.lock,
+		Binary: self,
+		Ready:  k.ready,
+		Say: func(problem bool, text string) {
+			log := k.log.WithField("keeper", os.Getpid())
+			if problem {
+				log.Warn(text)
+			} else {
+				log.Info(text)
+			}
+		},
+		HungLimit: k.o.hungLimit, UpgradeLimit: k.o.upgradeLimit,
+	}
+}
+
+// ready tells those who wait: the service manager, and the command that started
+// us.
+func (k *kept) ready(pid int) {
+	k.log.WithFields(logrus.Fields{"keeper": os.Getpid(), "worker": pid}).Info("kept: a worker that dies is replaced")
+	k.store()
+	notify(k.env, fmt.Sprintf("READY=1\nMAINPID=%d\nSTATUS=serving %s", os.Getpid(), k.o.mount))
+	writeReady(k.o.readyFD)
+}
+
+// letGo takes away what is of no use without a worker.
+func (k *kept) letGo() error {
+	var err error
+	if k.socket != nil {
+		err = os.Remove(k.o.socket)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	}
+	if k.held != nil {
+		err = errors.Join(err, k.held.Drop())
+		notify(k.env, k.storeRemoved())
+	}
+	if k.lock != nil {
+		err = errors.Join(err, k.lock.Close())
+	}
+	return err
+}
+
+// lockAfterDead is lockRunDir that waits for a daemon that is dying: the lock
+// ends with the last process that has it, which is the worker of a keeper that
+// was killed.
+func lockAfterDead(dir string) (*os.File, error) {
+	for limit := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		lock, err := lockRunDir(dir)
+		if err == nil || exitCode(err) != exitBusy || time.Now().After(limit) {
+			return lock, err
+		}
+		if pid := lockHolder(dir); pid == 0 || syscall.Kill(pid, 0) == nil || !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			return nil, err
+		}
+	}
+}
+
+// bindSocket makes the control socket, without rights for others: there is no
+// moment at which they could connect. Nothing else of this process makes files
+// now.
+func bindSocket(path string) (*net.UnixListener, error) {
+	if err := removeDeadSocket(path); err != nil {
+		return nil, err
+	}
+	old := syscall.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("the control socket cannot be made: %w", err)
+	}
+	return l, nil
+}
+
+func leftoversFile(runDir string) string { return filepath.Join(runDir, "leftovers.json") }
