@@ -174,7 +174,8 @@ func lockAfterDead(dir string) (*os.File, error) {
 		if err == nil || exitCode(err) != exitBusy || time.Now().After(limit) {
 			return lock, err
 		}
-		if pid := lockHolder(dir); pid == 0 || syscall.Kill(pid, 0) == nil || !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		pid := lockHolder(dir)
+		if dead := pid != 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH); !dead {
 			return nil, err
 		}
 	}

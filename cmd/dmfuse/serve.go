@@ -232,6 +232,7 @@ func (d *daemon) inherit() error {
 	var err error
 	d.held, err = fs.TakeOver(fs.Held{
 		Dir: d.o.mount, Fuse: d.worker.Fuse, Memory: d.worker.Memory, Crashed: d.worker.Why == keeper.Crashed,
+		NoResend: d.env("DMFUSE_TEST_FAULT") == "no-resend",
 	})
 	d.lock = d.worker.Lock
 	d.leftovers = stillThere(readLeftovers(leftoversFile(d.o.runDir)), nil)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,9 @@ type Daemon struct {
 	Dir  string // of the test: run directory, images, mount points
 	Run  string // run directory R
 	args []string
+
+	// ServeEnv is added to the environment of the daemon.
+	ServeEnv []string
 
 	log *os.File
 
@@ -110,7 +114,7 @@ func (d *Daemon) TryStart() error {
 	cmd := exec.Command(d.bin, append([]string{"serve", "--run-dir", d.Run, "--ready-fd", "3"}, d.args...)...)
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	cmd.ExtraFiles = []*os.File{readyEnd}
-	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	cmd.Env = slices.Concat(os.Environ(), []string{"GORACE=halt_on_error=1 exitcode=66"}, d.ServeEnv)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = cmd.Start()
 	_ = readyEnd.Close()
@@ -318,4 +322,33 @@ func (d *Daemon) cleanup() {
 		d.t.Errorf("data race in the daemon:\n%s", d.Log())
 	}
 	_ = d.log.Close()
+}
+
+// Worker is the process that serves for a keeper, 0 when there is none at the
+// moment.
+func (d *Daemon) Worker() int {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
+	for _, list := range lists {
+		b, err := os.ReadFile(list)
+		if err != nil {
+			continue
+		}
+		if words := strings.Fields(string(b)); len(words) > 0 {
+			pid, _ := strconv.Atoi(words[0])
+			return pid
+		}
+	}
+	return 0
+}
+
+// KillWorker kills the worker of a keeper and waits until it is gone, though
+// not until there is another.
+func (d *Daemon) KillWorker(s syscall.Signal) {
+	d.t.Helper()
+	var pid int
+	Eventually(d.t, 20*time.Second, "there is a worker", func() bool { pid = d.Worker(); return pid != 0 })
+	if err := syscall.Kill(pid, s); err != nil {
+		d.t.Fatalf("kill %d: %v", pid, err)
+	}
+	Eventually(d.t, 20*time.Second, "the worker is gone", func() bool { return d.Worker() != pid })
 }

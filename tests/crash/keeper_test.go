@@ -1,0 +1,298 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dmfuse/dmfuse/tests/harness"
+	"github.com/dmfuse/dmfuse/tests/harness/cowfile"
+)
+
+// clients are programs that use devices again and again, none of which may see
+// an error.
+type clients struct {
+	t    *testing.T
+	d    *harness.Daemon
+	stop atomic.Bool
+	errs chan error
+	n    int
+	runs []*atomic.Int32
+}
+
+// repeat runs a client until stop; once at least.
+func (c *clients) repeat(name string, run func() error) {
+	c.n++
+	count := new(atomic.Int32)
+	c.runs = append(c.runs, count)
+	go func() {
+		for {
+			if err := run(); err != nil {
+				c.errs <- fmt.Errorf("%s: %w", name, err)
+				return
+			}
+			count.Add(1)
+			if c.stop.Load() {
+				c.errs <- nil
+				return
+			}
+		}
+	}()
+}
+
+// end lets every client finish what it does.
+func (c *clients) end(limit time.Duration) {
+	c.t.Helper()
+	c.stop.Store(true)
+	for late := time.After(limit); c.n > 0; c.n-- {
+		select {
+		case err := <-c.errs:
+			if err != nil {
+				c.t.Error(err)
+			}
+		case <-late:
+			c.t.Fatalf("%d clients do not end within %v", c.n, limit)
+		}
+	}
+}
+
+// command is a client program; what it says is the error.
+func command(args ...string) error {
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "verify:") {
+		return fmt.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func (c *clients) fio(name, bs, size string) {
+	seed := 0
+	c.repeat("fio "+name, func() error {
+		seed++
+		return command("fio", "--name=verify", "--filename="+c.d.Dev(name), "--rw=randwrite", "--bs="+bs, "--size="+size,
+			"--ioengine=libaio", "--direct=1", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0",
+			"--rate_iops=3000", "--randseed="+strconv.Itoa(seed), "--output-format=terse", "--minimal")
+	})
+}
+
+// files copies a tree onto a file system and compares it.
+func (c *clients) files(dir string) {
+	from := filepath.Join(c.d.Dir, "tree")
+	for i := range 20 {
+		if err := os.MkdirAll(filepath.Join(from, strconv.Itoa(i%4)), 0o755); err != nil {
+			c.t.Fatal(err)
+		}
+		text := strings.Repeat(fmt.Sprintf("file %d\n", i), 1+i*2000)
+		if err := os.WriteFile(filepath.Join(from, strconv.Itoa(i%4), strconv.Itoa(i)), []byte(text), 0o644); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	to := filepath.Join(dir, "copy")
+	c.repeat("copies", func() error {
+		for _, args := range [][]string{{"cp", "-r", from, to}, {"sync", "-f", to}, {"diff", "-r", from, to}, {"rm", "-r", to}} {
+			if err := command(args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// kept is a keeper with a device of each kind under clients.
+func kept(t *testing.T, args ...string) *clients {
+	t.Helper()
+	harness.RequireTool(t, "fio", "mkfs.ext4", "e2fsck")
+	harness.RequireLoop(t)
+	c := &clients{t: t, d: harness.New(t, append([]string{"--keeper"}, args...)...), errs: make(chan error, 16)}
+	return c
+}
+
+func (c *clients) devices() {
+	d := c.d
+	const sectors = 16 << 20 / 512
+	base := d.Image("base", sectors*512)
+	d.Must("create", "snap", "--table", fmt.Sprintf("0 %d snapshot %s %s P 16", sectors, base, d.Image("snap.cow", 64<<20)))
+	d.Must("create", "watch", "--table", fmt.Sprintf("0 %d snapshot %s %s P 8", sectors, base, d.Image("watch.cow", 64<<20)))
+	d.Must("create", "org", "--table", fmt.Sprintf("0 %d snapshot-origin %s", sectors, base))
+	d.Must("create", "mir", "--table", fmt.Sprintf("0 %d mirror disk 2 %s 128 2 %s 0 %s 0", sectors, d.Image("log", 4<<20), d.Image("leg0", sectors*512), d.Image("leg1", sectors*512)))
+	d.Must("create", "fs", "--table", fmt.Sprintf("0 %d linear %s 0", 2*sectors, d.Image("fs.img", 2*sectors*512)))
+}
+
+func (c *clients) start() (loop, dir string) {
+	t, d := c.t, c.d
+	loop = harness.Losetup(t, d.Dev("fs"), "--direct-io=on")
+	harness.Mkfs(t, "ext4", loop)
+	dir = harness.Mount(t, d.Dir, loop, "ext4", "")
+	c.files(dir)
+	c.fio("snap", "4k", "4m")
+	c.fio("org", "4k", "4m")
+	c.fio("mir", "1m", "16m")
+	return loop, dir
+}
+
+// TestWorkerKilled kills the worker of a keeper again and again, at random
+// moments, under fio on a snapshot, an origin and a mirror and a file system on a
+// loop device. None of them notices.
+func TestWorkerKilled(t *testing.T) {
+	kills := harness.Pick(30, 1000)
+	c := kept(t)
+	c.d.Start()
+	c.devices()
+	loop, dir := c.start()
+	keeper, rng := c.d.PID(), harness.Rand(harness.Seed(t))
+	for i := range kills {
+		c.d.KillWorker(syscall.SIGKILL)
+		if len(c.errs) > 0 {
+			t.Fatalf("after %d kills: %v", i+1, <-c.errs)
+		}
+		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond) // sleep: the moment is random
+	}
+	c.end(time.Minute)
+	for i, n := range c.runs {
+		t.Logf("client %d: %d rounds", i, n.Load())
+	}
+	if c.d.PID() != keeper {
+		t.Error("the keeper is another one")
+	}
+	harness.Umount(t, dir)
+	harness.Detach(t, loop)
+	for _, name := range []string{"snap", "org", "mir", "fs"} {
+		harness.Eventually(t, 10*time.Second, name+" is closed", func() bool {
+			return strings.Contains(c.d.Must("info", name, "-c", "-o", "open", "--noheadings"), "0")
+		})
+	}
+	harness.Fsck(t, "ext4", c.d.Dev("fs"))
+	c.d.Stop()
+	for name, chunk := range map[string]int{"snap.cow": 16, "watch.cow": 8} {
+		if _, err := cowfile.Read(readFile(t, c.d.Path(name)), chunk); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	c.d.Must("log", "check", c.d.Path("log"))
+}
+
+// TestWorkerKilled_NoticesWithoutResend: were the requests of the dead worker not
+// asked for, the test above would see it. They hang; taking the mount away ends
+// them.
+func TestWorkerKilled_NoticesWithoutResend(t *testing.T) {
+	c := kept(t)
+	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=no-resend"}
+	c.d.Start()
+	// With a delay there is always something that was read and not answered.
+	c.d.Must("create", "slow", "--table", fmt.Sprintf("0 32768 delay %s 0 20", c.d.Image("slow.img", 16<<20)))
+	c.fio("slow", "4k", "1m")
+	rounds := c.runs[0]
+	stuck := func() bool {
+		before := rounds.Load()
+		return !harness.Poll(3*time.Second, func() bool { return rounds.Load() > before })
+	}
+	rng := harness.Rand(harness.Seed(t))
+	harness.Eventually(t, time.Minute, "a request hangs", func() bool {
+		time.Sleep(time.Duration(100+rng.IntN(300)) * time.Millisecond) // sleep: fio has begun, and the moment is random
+		c.d.KillWorker(syscall.SIGKILL)
+		return stuck()
+	})
+	c.stop.Store(true)
+	c.d.Kill()
+	if err := <-c.errs; err == nil {
+		t.Error("fio ended well")
+	}
+}
+
+// TestKeeperKilled: without a keeper there is no worker, and nobody waits for
+// one. A new daemon takes the dead mount away.
+func TestKeeperKilled(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("lin.img", 1<<20)))
+	f, err := os.OpenFile(c.d.Dev("lin"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	worker := c.d.Worker()
+	c.d.Kill()
+	harness.Eventually(t, 10*time.Second, "the worker is gone", func() bool { return errors.Is(syscall.Kill(worker, 0), syscall.ESRCH) })
+	if _, err := f.ReadAt(make([]byte, 512), 0); !errors.Is(err, syscall.ENOTCONN) && !errors.Is(err, syscall.ECONNABORTED) {
+		t.Errorf("reading: %v", err)
+	}
+	if _, err := os.Stat(c.d.Dev("lin")); !errors.Is(err, syscall.ENOTCONN) {
+		t.Errorf("stat: %v", err)
+	}
+	c.d.Start()
+	if _, err := os.ReadFile(c.d.Dev("lin")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKeeperIsSmall: what must not die has little in it that could.
+func TestKeeperIsSmall(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	for range 5 {
+		c.d.KillWorker(syscall.SIGKILL)
+		c.d.Must("ls")
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.d.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmRSS:")
+	var kb int
+	if _, err := fmt.Sscan(rest, &kb); err != nil || kb == 0 {
+		t.Fatalf("VmRSS: %v in %s", err, text)
+	}
+	t.Logf("%d KiB resident", kb)
+	if kb >= 10<<10 && !harness.Race() {
+		t.Errorf("%d KiB resident, want less than 10 MiB", kb)
+	}
+}
+
+// TestWorkerKilled_OpensLiveOn: files that are open stay so for the next worker,
+// are counted, and are given back once.
+func TestWorkerKilled_OpensLiveOn(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("lin.img", 1<<20)))
+	var files []*os.File
+	open := func() {
+		f, err := os.OpenFile(c.d.Dev("lin"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		files = append(files, f)
+	}
+	count := func(want int) {
+		t.Helper()
+		harness.Eventually(t, 10*time.Second, fmt.Sprintf("%d are open", want), func() bool {
+			return strings.TrimSpace(c.d.Must("info", "lin", "-c", "-o", "open", "--noheadings")) == strconv.Itoa(want)
+		})
+	}
+	for i := range 4 {
+		open()
+		open()
+		count(i + 2)
+		c.d.KillWorker(syscall.SIGKILL)
+		count(i + 2)
+		_ = files[i].Close()
+		count(i + 1)
+		if r := c.d.CLI("remove", "lin"); r.Code == 0 {
+			t.Fatalf("an open device was removed: %v", r)
+		}
+	}
+	for _, f := range files {
+		_ = f.Close()
+	}
+	c.d.KillWorker(syscall.SIGKILL)
+	count(0)
+	c.d.Must("remove", "lin")
+}
