@@ -16,7 +16,7 @@ const life = 500
 func TestLifetimes(t *testing.T) {
 	left := harness.Pick(10_000, 1_000_000)
 	if harness.Race() || testing.Short() {
-		left = 3000
+		left = 1000
 	}
 	for seed := harness.Seed(t); left > 0 && !t.Failed(); seed++ {
 		left -= live(t, seed)
