@@ -172,7 +172,7 @@ func (m *model) checkStores(t interface{ Fatalf(string, ...any) }) {
 			continue
 		}
 		r, err := CheckStore(m.l.devs[fmt.Sprintf("c%d", i)], modelSize)
-		if err != nil || len(r.Problems) > 0 {
+		if err != nil || !r.Clean() {
 			t.Fatalf("%s: %v %v", s.line, err, r.Problems)
 		}
 		if u := s.tb.snap().Usage(); r.Exceptions != u.Exceptions || u.Pending != 0 {

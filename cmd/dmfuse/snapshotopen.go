@@ -186,7 +186,7 @@ func listProblems(r snapshot.Report) []string {
 	more := r.More
 	for _, x := range r.Problems {
 		switch {
-		case x.Warning:
+		case x.Severity != snapshot.Damage:
 		case len(problems) == shownProblems:
 			more++
 		default:
