@@ -115,7 +115,7 @@ func newChecker(r *Report, dev blockdev.Device, originSize blockdev.Sector, page
 // not known, the number that a device can have at most.
 func (l layout) originChunks(size blockdev.Sector) Chunk {
 	if size == 0 {
-		return Chunk(uint64(math.MaxInt64)>>l.shift) + 1
+		return Chunk(uint64(math.MaxInt64) >> l.shift)
 	}
 	return Chunk((uint64(size) + uint64(l.chunk) - 1) / uint64(l.chunk))
 }

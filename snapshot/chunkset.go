@@ -95,7 +95,7 @@ func (s *chunkSet) gaps(from, to uint64, yield func(first, n uint64)) {
 			case word == math.MaxUint64:
 				end(c)
 				c |= 63
-			case bits.Len64(word&(1<<(c%64))) > 0:
+			case word&(1<<(c%64)) != 0:
 				end(c)
 			default:
 				begin(c)
@@ -107,4 +107,23 @@ func (s *chunkSet) gaps(from, to uint64, yield func(first, n uint64)) {
 		begin(max(at, from))
 	}
 	end(to)
+}
+
+// has tells whether a number is in the set.
+func (s *chunkSet) has(c uint64) bool {
+	pg := s.pages[c/setPageChunks]
+	return pg != nil && pg[c%setPageChunks/64]&(1<<(c%64)) != 0
+}
+
+// ascending yields the numbers in the set until yield says no.
+func (s *chunkSet) ascending(yield func(c uint64) bool) {
+	for _, key := range slices.Sorted(maps.Keys(s.pages)) {
+		for i, word := range s.pages[key] {
+			for ; word != 0; word &= word - 1 {
+				if !yield(key*setPageChunks + uint64(i)*64 + uint64(bits.TrailingZeros64(word))) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -48,10 +48,10 @@ type Chunk uint64
 
 // Header is the first 16 bytes of a persistent store.
 type Header struct {
-	Magic     uint32
-	Valid     uint32 // 0: invalid for ever
-	Version   uint32
-	ChunkSize uint32 // sectors
+	Magic     uint32 `json:"magic"`
+	Valid     uint32 `json:"valid"` // 0: invalid for ever
+	Version   uint32 `json:"version"`
+	ChunkSize uint32 `json:"chunk_sectors"`
 }
 
 // Usable tells whether the store has not been marked invalid.
@@ -90,13 +90,21 @@ func (h Header) Validate() error {
 	if h.Magic != magic {
 		return fmt.Errorf("%w: no snapshot store: magic is %#08x, expected %#08x", blockdev.ErrNoAddress, h.Magic, uint32(magic))
 	}
-	if err := checkChunkSize(uint64(h.ChunkSize)); err != nil {
-		return fmt.Errorf("chunk size in the store header: %w", err)
+	if _, err := h.Chunk(); err != nil {
+		return err
 	}
 	if h.Version != storeVersion {
 		return fmt.Errorf("%w: store has version %d, only version %d is known", blockdev.ErrInvalid, h.Version, storeVersion)
 	}
 	return nil
+}
+
+// Chunk is the chunk size in sectors, which must be one that a store can have.
+func (h Header) Chunk() (blockdev.Sector, error) {
+	if err := checkChunkSize(uint64(h.ChunkSize)); err != nil {
+		return 0, fmt.Errorf("chunk size in the store header: %w", err)
+	}
+	return blockdev.Sector(h.ChunkSize), nil
 }
 
 // checkChunkSize applies the rules that need no device (kernel:

@@ -34,6 +34,7 @@ type Hooks struct {
 	NoExceptionFlush bool // origin writes are let through before the exception is durable
 	NoAreaFlush      bool // a full area is written without a flush of the zeroed next one
 	NoInvalidFlush   bool // origin writes are let through before the header says invalid
+	NoRepairFlush    bool // a repair in place has no barriers between its steps
 
 	NoMergeFlush      bool // exceptions are taken out before what was merged is durable
 	NoMergeAgain      bool // what was written to chunks while they were copied is not copied again

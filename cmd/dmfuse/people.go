@@ -9,6 +9,7 @@ func peopleCommands(a *app) []*cobra.Command {
 		newOriginCommand(a),
 		newSnapshotCommand(a),
 		newMirrorCommand(a),
+		newCowCommand(a),
 		newLogCommand(a),
 		newPolicyCommand(a),
 		newJobsCommand(a),
