@@ -22,14 +22,14 @@ const (
 // Backup is what a repair in place changes, so that it can be taken back: the
 // blocks before and after, the size, the sidecar.
 type Backup struct {
-	Version int        `json:"version"`
-	Kind    string     `json:"kind"`
-	Path    string     `json:"path"`              // of the COW
-	Size    int64      `json:"size_bytes"`        // before
-	Grown   int64      `json:"grown_to_bytes"`    // 0: the size stayed
-	Steps   [][]Change `json:"steps"`             // in the order in which they were made
-	Sidecar *Sidecar   `json:"sidecar,omitempty"` // before; nil: the repair leaves it alone
-	Sum     string     `json:"sha256"`            // of the rest
+	Version int             `json:"version"`
+	Kind    string          `json:"kind"`
+	Path    string          `json:"path"`              // of the COW
+	Size    int64           `json:"size_bytes"`        // before
+	Grown   int64           `json:"grown_to_bytes"`    // 0: the size stayed
+	Steps   [][]BlockChange `json:"steps"`             // in the order in which they were made
+	Sidecar *Sidecar        `json:"sidecar,omitempty"` // before; nil: the repair leaves it alone
+	Sum     string          `json:"sha256"`            // of the rest
 }
 
 // Backup is that of a plan for the COW at path.

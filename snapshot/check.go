@@ -264,7 +264,7 @@ func (c *checker) checkNew() {
 	c.r.Leaked = blockdev.Sector(leaked) * c.r.Chunk
 	off := c.l.offset(Chunk(first))
 	c.r.add(ProblemLeaked, spot{where: fmt.Sprintf("chunk %d", first), offset: &off}, fmt.Sprintf("%d chunks without an exception", leaked), "none",
-		"%d chunks of the device were given out and hold the data of no chunk", leaked)
+		"chunks of the device that were given out and hold the data of no chunk: %d", leaked)
 }
 
 // checkNextArea looks whether the area behind the last holds what looks like

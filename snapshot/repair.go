@@ -43,7 +43,7 @@ type Repair struct {
 	unit   int64
 	hooks  Hooks
 	copies []exception // from chunk old to chunk new of the device
-	steps  [4][]Change
+	steps  [4][]BlockChange
 	bytes  int64
 	cache  map[int64][]byte // blocks as they are after the steps so far
 }
@@ -56,8 +56,8 @@ const (
 	stepHeader
 )
 
-// Change is one block that a repair changes.
-type Change struct {
+// BlockChange is one block that a repair changes.
+type BlockChange struct {
 	Offset int64  `json:"offset_bytes"`
 	Before []byte `json:"before"`
 	After  []byte `json:"after"`
@@ -65,7 +65,7 @@ type Change struct {
 
 // Steps are the changes to blocks that exist, in the order in which they are
 // made, with a barrier behind each list.
-func (r *Repair) Steps() [][]Change { return r.steps[:] }
+func (r *Repair) Steps() [][]BlockChange { return r.steps[:] }
 
 // Nothing tells whether there is nothing to repair.
 func (r *Repair) Nothing() bool {
@@ -265,20 +265,20 @@ func (r *Repair) edit(step int, off int64, b []byte) error {
 	if r.bytes += int64(len(after)); r.bytes > repairMax {
 		return fmt.Errorf("%w: more than %d bytes are to be changed: %s", blockdev.ErrUnsupported, repairMax, useOutput)
 	}
-	r.steps[step] = append(r.steps[step], Change{at, now, after})
+	r.steps[step] = append(r.steps[step], BlockChange{at, now, after})
 	return nil
 }
 
 // merge makes the changes of a step to one block one change.
-func merge(cs []Change) []Change {
-	byOffset := map[int64]Change{}
+func merge(cs []BlockChange) []BlockChange {
+	byOffset := map[int64]BlockChange{}
 	for _, c := range cs {
 		if had, ok := byOffset[c.Offset]; ok {
 			c.Before = had.Before
 		}
 		byOffset[c.Offset] = c
 	}
-	out := make([]Change, 0, len(byOffset))
+	out := make([]BlockChange, 0, len(byOffset))
 	for _, off := range slices.Sorted(maps.Keys(byOffset)) {
 		out = append(out, byOffset[off])
 	}
@@ -320,7 +320,7 @@ func (r *Repair) Apply() error {
 }
 
 // apply does one step.
-func (r *Repair) apply(step []Change) error {
+func (r *Repair) apply(step []BlockChange) error {
 	if len(step) == 0 {
 		return nil
 	}
@@ -338,3 +338,9 @@ func (r *Repair) barrier() error {
 	}
 	return r.dev.Flush()
 }
+
+// Chunk is the chunk size of the store.
+func (r *Repair) Chunk() blockdev.Sector { return r.judge.chunk }
+
+// Kept is the number of exceptions of the store after the repair.
+func (r *Repair) Kept() uint64 { return r.judge.count - r.Dropped }

@@ -65,14 +65,14 @@ func (d *dumper) head(path string, h snapshot.Header) {
 	}
 	if !d.noHeadings {
 		fmt.Fprintf(d.out, "# %s: valid %d, version %d, chunk size %d sectors\n", path, h.Valid, h.Version, h.ChunkSize)
-		fmt.Fprintln(d.out, "AREA  ENTRY  OLD  NEW  ORIGIN-OFFSET  COW-OFFSET")
+		fmt.Fprintln(d.out, "AREA   ENTRY  OLD          NEW          ORIGIN-OFFSET   COW-OFFSET")
 	}
 }
 
 func (d *dumper) entry(e snapshot.Entry) {
 	origin, cow := d.place(e.Old), d.place(e.New)
 	if !d.json {
-		fmt.Fprintf(d.out, "%d  %d  %d  %d  %s  %s\n", e.Area, e.Entry, e.Old, e.New, origin, cow)
+		fmt.Fprintf(d.out, "%-6d %-6d %-12d %-12d %-15s %s\n", e.Area, e.Entry, e.Old, e.New, origin, cow)
 		return
 	}
 	comma := ","

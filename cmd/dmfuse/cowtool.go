@@ -147,24 +147,24 @@ func (f *cowFacts) check() (err error) {
 
 // cowAnswer is what info and check answer.
 type cowAnswer struct {
-	Path       string              `json:"path"`
-	Valid      bool                `json:"valid"` // no damage
-	Version    uint32              `json:"version"`
-	ChunkSize  int64               `json:"chunk_size_bytes"`
-	Exceptions uint64              `json:"exceptions"`
-	Areas      uint64              `json:"areas"`
-	Allocated  int64               `json:"allocated_bytes"`
-	Metadata   int64               `json:"metadata_bytes"`
-	Leaked     int64               `json:"leaked_bytes"`
-	File       int64               `json:"file_bytes"`
-	Needed     *int64              `json:"needed_bytes,omitempty"` // never overflows; where the origin is known
-	Name       string              `json:"name,omitempty"`
-	Store      string              `json:"store,omitempty"`
-	Origin     string              `json:"origin,omitempty"`
-	OriginSize int64               `json:"origin_size_bytes,omitempty"`
-	Problems   []snapshot.Problem  `json:"problems"`
-	More       int                 `json:"more_problems"`
-	Counts     map[string]int      `json:"counts"`
+	Path       string             `json:"path"`
+	Valid      bool               `json:"valid"` // no damage
+	Version    uint32             `json:"version"`
+	ChunkSize  int64              `json:"chunk_size_bytes"`
+	Exceptions uint64             `json:"exceptions"`
+	Areas      uint64             `json:"areas"`
+	Allocated  int64              `json:"allocated_bytes"`
+	Metadata   int64              `json:"metadata_bytes"`
+	Leaked     int64              `json:"leaked_bytes"`
+	File       int64              `json:"file_bytes"`
+	Needed     *int64             `json:"needed_bytes,omitempty"` // never overflows; where the origin is known
+	Name       string             `json:"name,omitempty"`
+	Store      string             `json:"store,omitempty"`
+	Origin     string             `json:"origin,omitempty"`
+	OriginSize int64              `json:"origin_size_bytes,omitempty"`
+	Problems   []snapshot.Problem `json:"problems"`
+	More       int                `json:"more_problems"`
+	Counts     map[string]int     `json:"counts"`
 }
 
 func (f *cowFacts) answer() cowAnswer {
