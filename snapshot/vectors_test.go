@@ -55,7 +55,7 @@ func readJSON(t *testing.T, path string, to any) {
 	}
 }
 
-func gunzip(t *testing.T, path string) []byte {
+func gunzip(t testing.TB, path string) []byte {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {

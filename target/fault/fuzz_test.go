@@ -1,0 +1,43 @@
+package fault
+
+import (
+	"testing"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+)
+
+// FuzzOpenLog: any bytes are read as a log of writes without a panic, in bounded
+// time, and no entry has data outside of the log.
+func FuzzOpenLog(f *testing.F) {
+	b := make([]byte, 8*512)
+	copy(b, logSuper{entries: 3, blockSize: 512}.block())
+	logHeader{block: 7, blocks: 1}.put(b[512:])
+	logHeader{flags: LogMark, dataBytes: 4}.put(b[3*512:])
+	logHeader{block: 9, blocks: 100, flags: LogDiscard}.put(b[4*512:])
+	f.Add(b)
+	logHeader{block: 1 << 62, blocks: 1 << 62}.put(b[4*512:])
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, image []byte) {
+		dev := blockdev.NewMemBytes(image[:min(len(image), 64<<10)])
+		l, err := OpenLog(dev)
+		if err != nil {
+			if k := blockdev.Kind(err); k != blockdev.ErrInvalid {
+				t.Fatal(err)
+			}
+			return
+		}
+		for e, err := range l.Entries() {
+			if err != nil {
+				if k := blockdev.Kind(err); k != blockdev.ErrInvalid {
+					t.Fatal(err)
+				}
+				return
+			}
+			if e.Flags&LogDiscard == 0 && e.Length > 0 {
+				if err := l.ReadData(e, make([]byte, min(e.Length, 512)), 0); err != nil {
+					t.Fatalf("%+v: %v", e, err)
+				}
+			}
+		}
+	})
+}
