@@ -195,3 +195,23 @@ func FuzzPolicies(f *testing.F) {
 	}
 	f.Fuzz(func(_ *testing.T, text, store string) { _, _ = ParsePolicies(strings.Fields(text), store) })
 }
+
+// FuzzReadNote: any bytes of a note are refused or understood, without a panic.
+func FuzzReadNote(f *testing.F) {
+	b := make([]byte, noteBytes)
+	id := noteID{session: [16]byte{1}, dev: 1, inode: 2, chunk: 8}
+	id.put(b)
+	f.Add(bytes.Clone(b[:noteAt+4*noteRecord]))
+	f.Add(b[:noteIdent])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := readNote(b)
+		if err != nil {
+			return
+		}
+		for i, x := range n.records {
+			if x.ticket < n.base.ticket || i > 0 && x.ticket <= n.records[i-1].ticket {
+				t.Fatalf("record %d has ticket %d: %+v", i, x.ticket, n)
+			}
+		}
+	})
+}

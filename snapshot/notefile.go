@@ -56,6 +56,14 @@ func EndSession(cow string) error {
 	return machine{}.removeSession(cow)
 }
 
+// HasSession tells whether a daemon that was killed left the store in the file in
+// the middle of its work: the next one may find writes in its note that are not
+// in the store.
+func HasSession(cow string) (bool, error) {
+	session, err := machine{}.session(cow)
+	return session != "", err
+}
+
 // noteFile is a note as a file.
 type noteFile interface {
 	bytes() []byte

@@ -56,7 +56,7 @@ A store that is in use is refused. One that was marked invalid is made valid onl
 	f.Var(o.chunk, "chunk-size", "with --output: chunk size of the new store")
 	f.Var(o.assume, "assume-chunk-size", "chunk size to go by where the header's is of no use")
 	f.BoolVar(&o.dry, "dry-run", false, "say what would be done and change nothing")
-	f.BoolVar(&o.force, "force", false, "replace an output or a backup that is there; restore a store that was written to since")
+	f.BoolVar(&o.force, "force", false, "replace an output or a backup that is there; restore a store that was written to since; do without what a killed daemon has in its note")
 	return c
 }
 
@@ -105,6 +105,9 @@ func (a *app) cowRepair(path string, o repairOptions) error {
 	defer f.dev.Close()
 	if err := f.check(); err != nil {
 		return err
+	}
+	if err := f.unfinished(); err != nil && !o.force && !o.dry {
+		return fail(exitBusy, fmt.Errorf("%s is not repaired: %w", f.path, err), "start a daemon where that one ran, which puts them into the store: dmfuse serve; after a power cut, or to do without them: --force")
 	}
 	if o.output != "" {
 		return a.repairInto(f, o)
@@ -178,6 +181,9 @@ func (a *app) repairInPlace(f cowFacts, o repairOptions) error {
 		return a.printRepair(ans)
 	}
 	if ans.Backup, err = o.backupPath(f); err != nil {
+		return err
+	}
+	if err := f.endSession(); err != nil {
 		return err
 	}
 	var side *snapshot.Sidecar
@@ -285,6 +291,9 @@ func (a *app) cowRestore(path string, o repairOptions) error {
 	}
 	if err := b.Check(f.dev); err != nil && !(o.force && errors.Is(err, snapshot.ErrChangedSince)) {
 		return fail(exitFailed, fmt.Errorf("%s is not restored: %w", f.path, err), "to restore it all the same: --force")
+	}
+	if err := f.endSession(); err != nil {
+		return err
 	}
 	if err := b.Restore(f.dev, func(size int64) error { return os.Truncate(f.path, size) }); err != nil {
 		return fail(exitFailed, fmt.Errorf("%s is restored in part: %w", f.path, err), "do it again")

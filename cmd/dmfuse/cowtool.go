@@ -53,6 +53,9 @@ by the kernel, and repair it. No daemon is needed; only repair writes.`,
 				if err := f.check(); err != nil {
 					return err
 				}
+				if err := f.unfinished(); err != nil && !f.shared {
+					a.note("%v: a daemon that starts where that one ran puts them into the store", err)
+				}
 				return run(f)
 			},
 		}
@@ -75,6 +78,7 @@ type cowFacts struct {
 	originPath string
 	originSize int64 // bytes; 0: not known
 	report     snapshot.Report
+	shared     bool // others use it at this moment
 }
 
 // openCow opens the store for reading and gathers what is known of it. One that
@@ -87,6 +91,7 @@ func (a *app) openCow(path, origin string, shared bool) (f cowFacts, err error) 
 	if shared && errors.Is(err, blockdev.ErrBusy) {
 		a.note("%v: what is shown may be old when you read it", err)
 		f.dev, err = blockdev.OpenFile(f.path, blockdev.FileOptions{NoLocks: true})
+		f.shared = true
 	}
 	switch {
 	case errors.Is(err, blockdev.ErrBusy):
@@ -128,6 +133,33 @@ func (f *cowFacts) findOrigin(origin string) error {
 		return failf(exitFailed, "the origin %s is empty", f.originPath)
 	}
 	f.originSize = o.size
+	return nil
+}
+
+// unfinished says in words that a daemon was killed while it used the store,
+// nil if none was. What the store says of that moment may not be all.
+func (f *cowFacts) unfinished() error {
+	if f.dev.ID().Kind != blockdev.IDFile {
+		return nil
+	}
+	left, err := snapshot.HasSession(f.path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", f.path, err)
+	case left:
+		return fmt.Errorf("a daemon was killed while it used %s, and the last writes may be in its note only", f.path)
+	}
+	return nil
+}
+
+// endSession makes every note void: none fits a store that was changed.
+func (f *cowFacts) endSession() error {
+	if f.dev.ID().Kind != blockdev.IDFile {
+		return nil
+	}
+	if err := snapshot.EndSession(f.path); err != nil {
+		return fail(exitFailed, fmt.Errorf("nothing was changed: %w", err), "")
+	}
 	return nil
 }
 
