@@ -101,6 +101,7 @@ test-long: ## what takes longer than CI can wait for: every suite with DMFUSE_LO
 	DMFUSE_LONG=1 $(GO) test -count=1 -timeout $(LONG_TIMEOUT) $(unitpkgs) || rc=$$?
 	DMFUSE_LONG=1 $(GO) test -p 1 -count=1 -timeout $(LONG_TIMEOUT) $(rootpkgs) || rc=$$?
 	DMFUSE_LONG=1 DMFUSE_KERNEL=1 $(GO) test -count=1 -timeout 30m ./tests/kernel || rc=$$?
+	$(MAKE) fuzz FUZZTIME=5m || rc=$$?
 	tests/leftovers.sh check || rc=1
 	exit $$rc
 

@@ -181,13 +181,12 @@ func (c *checker) sound(e exception) bool { return e.new < c.chunks && !c.l.isAr
 // entry checks one exception by itself.
 func (c *checker) entry(a, i uint64, e exception) {
 	c.r.Exceptions++
-	found := fmt.Sprintf("chunk %d in chunk %d", e.old, e.new)
 	switch {
 	case e.new >= c.chunks:
-		c.r.add(ProblemBeyond, c.l.entryAt(a, i), found, fmt.Sprintf("data in a chunk below %d", c.chunks),
+		c.r.add(ProblemBeyond, c.l.entryAt(a, i), e.String(), fmt.Sprintf("data in a chunk below %d", c.chunks),
 			"the data of chunk %d is in chunk %d, but the device has only %d whole chunks", e.old, e.new, c.chunks)
 	case c.l.isArea(e.new):
-		c.r.add(ProblemMetadata, c.l.entryAt(a, i), found, "data in a chunk that is no area",
+		c.r.add(ProblemMetadata, c.l.entryAt(a, i), e.String(), "data in a chunk that is no area",
 			"the data of chunk %d is in chunk %d, which is metadata", e.old, e.new)
 	case e.new >= c.next:
 		c.next = e.new + 1
@@ -195,10 +194,10 @@ func (c *checker) entry(a, i uint64, e exception) {
 	switch {
 	case e.old < c.limit:
 	case c.known:
-		c.r.add(ProblemPastOrigin, c.l.entryAt(a, i), found, fmt.Sprintf("a chunk below %d", c.limit),
+		c.r.add(ProblemPastOrigin, c.l.entryAt(a, i), e.String(), fmt.Sprintf("a chunk below %d", c.limit),
 			"chunk %d is past the end of the origin, which has %d chunks", e.old, c.limit)
 	default:
-		c.r.add(ProblemPastOrigin, c.l.entryAt(a, i), found, fmt.Sprintf("a chunk below %d", c.limit),
+		c.r.add(ProblemPastOrigin, c.l.entryAt(a, i), e.String(), fmt.Sprintf("a chunk below %d", c.limit),
 			"chunk %d is past the end of any device", e.old)
 	}
 }
@@ -234,7 +233,7 @@ func (c *checker) quiet(entry func(a, i uint64, e exception)) {
 func (c *checker) checkOldTwice() {
 	c.rounds(func(s *chunkSet, a, i uint64, e exception) {
 		if s.add(uint64(e.old)) {
-			c.r.add(ProblemOldTwice, c.l.entryAt(a, i), fmt.Sprintf("chunk %d in chunk %d", e.old, e.new), "one exception for a chunk", "chunk %d has an exception already", e.old)
+			c.r.add(ProblemOldTwice, c.l.entryAt(a, i), e.String(), "one exception for a chunk", "chunk %d has an exception already", e.old)
 		}
 	}, func(*chunkSet) {})
 }
@@ -245,7 +244,7 @@ func (c *checker) checkNew() {
 	var leaked, first uint64
 	c.rounds(func(s *chunkSet, a, i uint64, e exception) {
 		if c.sound(e) && s.add(uint64(e.new)) {
-			c.r.add(ProblemNewTwice, c.l.entryAt(a, i), fmt.Sprintf("chunk %d in chunk %d", e.old, e.new), "a chunk of its own", "chunk %d of the device holds the data of another chunk already", e.new)
+			c.r.add(ProblemNewTwice, c.l.entryAt(a, i), e.String(), "a chunk of its own", "chunk %d of the device holds the data of another chunk already", e.new)
 		}
 	}, func(s *chunkSet) {
 		s.gaps(2, uint64(c.next), func(at, n uint64) {

@@ -4,7 +4,10 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"testing"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // TestChunkSet_Gaps compares with a plain map.
@@ -84,5 +87,42 @@ func TestCheckStore_Rounds(t *testing.T) {
 				t.Errorf("%d pages: %v, want %v", pages, got.Problems[i], want.Problems[i])
 			}
 		}
+	}
+}
+
+// TestCheckStore_Memory: what a check takes does not grow with the store. The
+// long variant has ten million exceptions.
+func TestCheckStore_Memory(t *testing.T) {
+	n := 500_000
+	if long() {
+		n = 10_000_000
+	}
+	l := newLayout(8)
+	dev := blockdev.NewMem(l.offset(Chunk(n + n/256 + 10)))
+	h, _ := good(8).MarshalBinary()
+	put(t, dev, h, 0)
+	area, next := make([]byte, l.bytes()), Chunk(2)
+	for k, a := 0, uint64(0); k <= n; a++ {
+		clear(area)
+		for i := 0; i < int(l.perArea) && k < n; i, k = i+1, k+1 {
+			putEntry(area[i*entrySize:], exception{Chunk(uint64(k) * 7919 % (1 << 24)), next}) // odd: all different
+			if next++; l.isArea(next) {
+				next++
+			}
+		}
+		put(t, dev, area, l.offset(l.area(a)))
+		if k == n {
+			break
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r, err := CheckStore(dev, 1<<27)
+	runtime.ReadMemStats(&after)
+	if err != nil || len(r.Problems) > 0 || r.Exceptions != uint64(n) {
+		t.Fatalf("%v, %d exceptions, %v", err, r.Exceptions, r.Counts)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 16<<20 {
+		t.Errorf("%d bytes for %d exceptions", took, n)
 	}
 }

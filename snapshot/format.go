@@ -164,6 +164,8 @@ type exception struct {
 	old, new Chunk
 }
 
+func (e exception) String() string { return fmt.Sprintf("chunk %d in chunk %d", e.old, e.new) }
+
 // putEntry writes e to the first 16 bytes of b.
 func putEntry(b []byte, e exception) {
 	binary.LittleEndian.PutUint64(b[0:], uint64(e.old))
