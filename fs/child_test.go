@@ -26,6 +26,10 @@ func child(what string, args []string) error {
 	switch what {
 	case "serve":
 		return childServe(args[0])
+	case "serve-rings":
+		return childServeRings(args[0], args[1])
+	case "serve-load":
+		return childServeLoad(args[0])
 	case "read":
 		return childRead(args[0])
 	case "punch":

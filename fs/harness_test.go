@@ -131,14 +131,18 @@ func mountWith(t testing.TB, o fs.Options, devs ...fs.Device) *mounted {
 	if o.Log == nil {
 		o.Log = m.log.logger
 	}
-	if o.Transport == "" {
-		o.Transport = testTransport()
+	want := o.Transport
+	if want == "" {
+		want = testTransport()
+		o.Transport = want
+	} else {
+		want = "" // the test looks for itself
 	}
 	var err error
 	if m.Server, err = fs.Mount(m.list, o); err != nil {
 		t.Fatal(err)
 	}
-	if want := o.Transport; want != "" && want != fs.TransportAuto && m.Transport() != want {
+	if want != "" && want != fs.TransportAuto && m.Transport() != want {
 		t.Errorf("transport %s: expected %s", m.Transport(), want)
 	}
 	onHang(t, m.Dir(), func() { _ = m.Abort() })
