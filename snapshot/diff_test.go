@@ -89,7 +89,7 @@ func collect(t interface{ Fatalf(string, ...any) }, a, b Ranges, through func(fu
 // knows: which chunks were touched since each snapshot, and what is in them.
 func TestDiff_Model(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newModel(t)
+		m := newModel(t, Notes{})
 		defer m.close()
 		ctx := context.Background()
 		var chunks []int

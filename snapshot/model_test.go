@@ -34,8 +34,8 @@ type model struct {
 	seed  byte
 }
 
-func newModel(t testing.TB) *model {
-	m := &model{l: newLab(t, Options{})}
+func newModel(t testing.TB, o Notes) *model {
+	m := &model{l: newLab(t, Options{Notes: o})}
 	m.want = make([]byte, modelSize*512)
 	rng := rand.New(rand.NewPCG(9, 9))
 	for i := 0; i < len(m.want)/2; i++ { // the other half is a hole
@@ -107,7 +107,11 @@ func (s *modelStore) discarded(off, n int) {
 // and the shortest list of requests.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newModel(t)
+		var notes Notes
+		if rapid.Bool().Draw(rt, "lazy") {
+			notes = newNotes(t)
+		}
+		m := newModel(t, notes)
 		ctx := context.Background()
 		defer m.close()
 		steps := rapid.IntRange(1, 60).Draw(rt, "steps")
@@ -171,6 +175,9 @@ func (m *model) checkStores(t interface{ Fatalf(string, ...any) }) {
 		if strings.Contains(s.line, " N ") {
 			continue
 		}
+		if err := s.tb.Flush(context.Background()); err != nil {
+			t.Fatalf("%s: %v", s.line, err)
+		}
 		r, err := CheckStore(m.l.devs[fmt.Sprintf("c%d", i)], modelSize)
 		if err != nil || !r.Clean() {
 			t.Fatalf("%s: %v %v", s.line, err, r.Problems)
@@ -202,15 +209,21 @@ func TestModel_SideBySide(t *testing.T) {
 		rounds = 200
 	}
 	for round := range rounds {
-		sideBySide(t, seed+uint64(round))
+		sideBySide(t, seed+uint64(round), Notes{})
+		notes := newNotes(t)
+		sideBySide(t, seed+uint64(round), notes) // nothing is committed by the clock
+		notes.after = func() <-chan struct{} { return closed }
+		sideBySide(t, seed+uint64(round), notes) // commits without pause
 	}
 }
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // sideBySideOps is the number of requests of each goroutine.
 const sideBySideOps = 120
 
-func sideBySide(t *testing.T, seed uint64) {
-	m := newModel(t)
+func sideBySide(t *testing.T, seed uint64, notes Notes) {
+	m := newModel(t, notes)
 	defer m.close()
 	for i, chunk := range []int{8, 1, 32, 8} {
 		m.add(t, []string{"P", "PO", "N", "P"}[i], chunk)

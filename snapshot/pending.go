@@ -295,7 +295,7 @@ func (s *snapshot) record(c *core, es []exception, batch []*unit) (done int, err
 	if done, err = c.store.commit(s.cow, es); err == nil && s.diskFull.Load() {
 		s.diskFull.Store(false)
 	}
-	if err != nil && !slices.ContainsFunc(batch, func(u *unit) bool { return !s.survives(u, err) }) {
+	if err != nil && !slices.ContainsFunc(batch, func(u *unit) bool { return u.answered || !s.survives(u, err) }) {
 		return done, err
 	}
 	if err != nil {

@@ -175,7 +175,7 @@ func (p crashPlan) sample(t *testing.T, seed uint64, max int) (states int, viola
 // writes to one sector have an order.
 func randomPlan(seed uint64) crashPlan {
 	rng := rand.New(rand.NewPCG(seed, 5))
-	p := crashPlan{name: "random", size: 96, cows: map[string]blockdev.Sector{}, chunks: map[string]int{}}
+	p := crashPlan{name: "random", lazy: seed%2 == 0, size: 96, cows: map[string]blockdev.Sector{}, chunks: map[string]int{}}
 	for _, n := range []string{"a", "b"}[:1+rng.IntN(2)] {
 		p.cows[n] = 400
 		p.chunks[n] = 1 << rng.IntN(4)

@@ -19,6 +19,7 @@ import (
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -243,7 +244,7 @@ func (d *daemon) inherit() error {
 // What cannot be brought back is said; it never keeps the others away.
 func (d *daemon) restore() error {
 	if d.o.noRestore {
-		return d.manager.DropRecords()
+		return errors.Join(d.manager.DropRecords(), d.dropNotes())
 	}
 	problems, err := d.manager.Restore(context.Background())
 	if err != nil {
@@ -257,7 +258,17 @@ func (d *daemon) restore() error {
 		d.problems = append(d.problems, control.RestoreProblem{Device: p.Device, Text: text})
 		d.log.WithField("device", p.Device).WithError(p.Err).Error("not brought back as it was")
 	}
-	return nil
+	return d.dropNotes()
+}
+
+// dropNotes removes the notes of the last daemon's snapshots that nobody took:
+// from now on their stores may be used without them.
+func (d *daemon) dropNotes() error {
+	n, err := snapshot.DropNotes(d.stateDir())
+	if n > 0 {
+		d.log.Warnf("%d notes of snapshots that are not brought back are gone: what was answered last and not flushed is as before there", n)
+	}
+	return err
 }
 
 // listen puts the control socket in place. It comes last: who gets an answer

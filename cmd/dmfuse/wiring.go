@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
@@ -22,11 +23,25 @@ import (
 // origins to their snapshots.
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
-		origins := snapshot.NewGroup(snapshot.Options{Log: d.log})
+		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: d.notes()})
 		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log}), clone.Types(clone.Options{}))...)
 	}
 	return d.set
 }
+
+// notes are where snapshots keep what is answered and not committed. Without the
+// id of this boot there are none: they would outlive a power cut.
+func (d *daemon) notes() snapshot.Notes {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		d.log.WithError(err).Warn("snapshots commit every write before it is answered")
+		return snapshot.Notes{}
+	}
+	return snapshot.Notes{Dir: d.stateDir(), Boot: strings.TrimSpace(string(id))}
+}
+
+// stateDir holds what a restart is made from.
+func (d *daemon) stateDir() string { return filepath.Join(d.o.runDir, "state") }
 
 // targetTypes is the list for "targets".
 func targetTypes(set *target.Set) []control.TargetType {
@@ -52,7 +67,7 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 		Log:      d.log,
 		Major:    d.o.major,
 		MountDir: d.o.mount,
-		StateDir: filepath.Join(d.o.runDir, "state"),
+		StateDir: d.stateDir(),
 		Attr:     mapper.Attr{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())},
 	})
 }

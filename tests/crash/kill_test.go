@@ -193,6 +193,7 @@ type writer struct {
 	seed                 *atomic.Uint64
 	part, parts, sectors int64
 	sync, direct         bool
+	pages                bool // whole pages, and nothing else
 }
 
 // stripe is how many sectors in a row belong to one part: less than most chunks,
@@ -238,6 +239,9 @@ func (w writer) run(busy chan<- struct{}) (int, error) {
 
 // next is a range of the writer's own sectors.
 func (w writer) next() (start, count int64) {
+	if w.pages {
+		return (w.rng.Int64N(w.sectors/(stripe*w.parts))*w.parts + w.part) * stripe, stripe
+	}
 	if w.parts == 1 {
 		start = w.rng.Int64N(w.sectors)
 		return start, 1 + w.rng.Int64N(min(64, w.sectors-start))
