@@ -77,6 +77,10 @@ type Step struct {
 
 	// Views are the files named in Table and GuardBase, as the caller sees them.
 	Views []View `json:"views,omitempty"`
+
+	// Together (in an apply) runs the step at the same time as the one before it.
+	// They must not depend on each other.
+	Together bool `json:"together,omitempty"`
 }
 
 // The operations of a [Step].
@@ -100,6 +104,9 @@ type ApplyRequest struct {
 // ApplyReply says what became of each step.
 type ApplyReply struct {
 	Results []StepResult `json:"results"`
+	// SuspendedMillis is the time from the beginning of the first suspend to the
+	// end of the last resume; 0 without a suspend.
+	SuspendedMillis float64 `json:"suspended_ms,omitempty"`
 }
 
 // StepResult is what one step did.

@@ -31,6 +31,7 @@ type cowFile struct {
 // cowWish is what the user said of the COW.
 type cowWish struct {
 	path     string // --cow, empty for the default
+	dir      string // --cow-dir, empty for the folder of the origin
 	size     int64  // --cow-size in bytes, 0 for one that never overflows
 	chunk    int64  // bytes
 	limit    int64  // --cow-limit in bytes, 0 for none
@@ -47,6 +48,9 @@ func (c *cowFile) isDevice() bool { return c.exists && (c.place.block || c.place
 func (w cowWish) check() error {
 	if err := checkChunkSize(w.chunk); err != nil {
 		return fail(exitUsage, err, "")
+	}
+	if w.path != "" && w.dir != "" {
+		return usagef("--cow and --cow-dir both say where the COW is: give one of them")
 	}
 	_, _, err := w.storeAndPolicy(true, false)
 	return err
@@ -109,8 +113,10 @@ func (w cowWish) storeAndPolicy(full, fixed bool) (store string, policy []string
 func (s *session) planCow(w cowWish, name string, origin place, size int64, file string) (*cowFile, error) {
 	c := &cowFile{path: w.path, chunk: w.chunk}
 	switch {
+	case w.dir != "":
+		c.path = filepath.Join(w.dir, name+".cow")
 	case w.path == "" && file == "":
-		return nil, fail(exitUsage, fmt.Errorf("%s is on no regular file, so there is no place beside it for the COW", origin.what()), "say where it goes: --cow FILE")
+		return nil, fail(exitUsage, fmt.Errorf("%s is on no regular file, so there is no place beside it for the COW", origin.what()), "say where it goes: --cow FILE or --cow-dir DIR")
 	case w.path == "":
 		c.path = file + "." + name + ".cow"
 	}

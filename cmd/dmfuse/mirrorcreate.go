@@ -262,7 +262,7 @@ func (s *session) giveUp(name string, why error) error {
 	case err != nil:
 		return errors.Join(errUnknownOutcome, why, err)
 	}
-	return fmt.Errorf("the mirror %s is not made: %w", name, s.takeBack(name, why))
+	return fmt.Errorf("the mirror %s is not made: %w", name, s.takeBack(why, name))
 }
 
 // sayDropped tells of legs that do not serve from the beginning.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,9 +24,10 @@ type createOptions struct {
 
 func newSnapshotCreateCommand(a *app) *cobra.Command {
 	var o createOptions
+	var group bool
 	chunk, size, limit := newSizeFlag("4k"), newSizeFlag(""), newSizeFlag("")
 	cmd := &cobra.Command{
-		Use:   "create ORIGIN NAME",
+		Use:   "create ORIGIN NAME [ORIGIN NAME...]",
 		Short: "Make a point-in-time view of ORIGIN, and print its path",
 		Long: `Make a view of ORIGIN as it is now, writable unless told otherwise, and print
 the path of its file.
@@ -34,12 +37,20 @@ written: file systems mounted on it are frozen for the moment, so that the view
 is clean. Or it is a file or block device that nobody writes any more, a frozen
 base; then it is watched, and a writer that appears makes the snapshot invalid.
 
+With --group several snapshots are made at one instant, or none: what was
+written before it, to whichever ORIGIN, is in them, and what was written later
+is not. The other options hold for each.
+
 What changes is kept in the COW, a sparse file beside ORIGIN unless told
 otherwise, in the format of the kernel's dm-snapshot.`,
 		Example: `  dmfuse snapshot create disk before-upgrade
-  dmfuse snapshot create base.img scratch --temporary --cow-size 1g`,
-		Args: asUsage(cobra.ExactArgs(2)),
+  dmfuse snapshot create base.img scratch --temporary --cow-size 1g
+  dmfuse snapshot create --group data data-monday log log-monday`,
+		Args: asUsage(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !group && len(args) != 2 {
+				return usagef("%d words: expected ORIGIN NAME; several snapshots at one instant are made with --group", len(args))
+			}
 			o.origin, o.name = args[0], args[1]
 			o.cow.chunk, o.cow.size, o.cow.limit = chunk.bytes, size.bytes, limit.bytes
 			if limit.given && limit.bytes == 0 {
@@ -48,11 +59,16 @@ otherwise, in the format of the kernel's dm-snapshot.`,
 			if size.given && size.bytes == 0 {
 				return usagef("--cow-size 0: a COW needs room")
 			}
+			if group {
+				return a.snapshotGroup(cmd.Context(), args, o)
+			}
 			return a.snapshotCreate(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.cow.path, "cow", "", "file, block device or device that keeps the changes (default: FILE.NAME.cow beside the origin)")
+	f.StringVar(&o.cow.dir, "cow-dir", "", "folder for the COW, which is called NAME.cow there")
+	f.BoolVar(&group, "group", false, "several snapshots, ORIGIN NAME ORIGIN NAME ..., at one instant, or none")
 	f.Var(chunk, "chunk-size", "unit of copying, a power of two from 512 to 1g")
 	f.Var(size, "cow-size", "room for changes (default: enough for all)")
 	f.Var(limit, "cow-limit", "let the COW grow up to that (default with --overflow grow: enough for all)")
@@ -99,46 +115,59 @@ func (o *createOptions) checkFreezeLimit() error {
 }
 
 func (a *app) snapshotCreate(ctx context.Context, o createOptions) error {
-	if err := o.checkFreezeLimit(); err != nil {
-		return err
-	}
-	if err := o.cow.check(); err != nil {
-		return err
-	}
-	s, err := a.look(ctx)
+	s, err := a.lookCreate(ctx, o)
 	if err != nil {
 		return err
 	}
-	if err := s.load(ctx); err != nil {
-		return err
-	}
-	if err := s.checkFree(o.name); err != nil {
-		return err
-	}
-	p, err := s.find(o.origin)
-	if err != nil {
-		return err
-	}
-	b, err := s.resolveBase(p)
-	if err != nil {
-		return err
-	}
-	if err := a.checkBase(s, b, o); err != nil {
-		return err
-	}
-	file, _ := s.lowestFile(b.lower)
-	cow, err := s.planCow(o.cow, o.name, b.lower, b.size, file)
+	m, err := s.planMember(o)
 	if err != nil {
 		return err
 	}
 	if err := s.start(ctx); err != nil {
 		return err
 	}
-	info, frozen, err := s.makeSnapshot(ctx, b, cow, o)
+	r, frozen, err := s.makeSnapshots(ctx, []member{m})
 	if err != nil {
 		return err
 	}
-	return a.answerSnapshot(info, b, cow, frozen)
+	return a.answerSnapshot(resultOf(r, o.name), m.base, m.cow, frozen)
+}
+
+// lookCreate checks the options by themselves and finds out which devices there
+// are.
+func (a *app) lookCreate(ctx context.Context, o createOptions) (*session, error) {
+	if err := o.checkFreezeLimit(); err != nil {
+		return nil, err
+	}
+	if err := o.cow.check(); err != nil {
+		return nil, err
+	}
+	s, err := a.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.load(ctx)
+}
+
+// planMember checks that the snapshot can be made, and how. Nothing is changed.
+func (s *session) planMember(o createOptions) (m member, err error) {
+	m.o = o
+	if err := s.checkFree(o.name); err != nil {
+		return m, err
+	}
+	p, err := s.find(o.origin)
+	if err != nil {
+		return m, err
+	}
+	if m.base, err = s.resolveBase(p); err != nil {
+		return m, err
+	}
+	if err := s.a.checkBase(s, m.base, o); err != nil {
+		return m, err
+	}
+	file, _ := s.lowestFile(m.base.lower)
+	m.cow, err = s.planCow(o.cow, o.name, m.base.lower, m.base.size, file)
+	return m, err
 }
 
 // checkBase refuses an origin that cannot have this snapshot, and tells what is
@@ -189,25 +218,37 @@ func (s *session) checkFrozen(p place) error {
 	return nil
 }
 
-// makeSnapshot makes the COW and the device. When it fails, everything is as
+// makeSnapshots makes the COWs and the devices. When it fails, everything is as
 // before.
-func (s *session) makeSnapshot(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (_ *control.Info, frozen []string, err error) {
+func (s *session) makeSnapshots(ctx context.Context, all []member) (_ control.ApplyReply, frozen []string, err error) {
 	defer func() {
-		if err != nil && !outcomeUnknown(err) {
-			err = withUndo(err, cow.undo())
+		if err == nil || outcomeUnknown(err) {
+			return
 		}
+		var undone []error
+		for _, m := range slices.Backward(all) {
+			undone = append(undone, m.cow.undo())
+		}
+		err = withUndo(err, errors.Join(undone...))
 	}()
-	if err := cow.make(); err != nil {
-		return nil, nil, err
+	for _, m := range all {
+		if err := m.cow.make(); err != nil {
+			return control.ApplyReply{}, nil, err
+		}
+		if err := m.cow.writeSidecar(m.base, m.o.name); err != nil {
+			return control.ApplyReply{}, nil, err
+		}
+		if err := ctx.Err(); err != nil {
+			return control.ApplyReply{}, nil, err
+		}
 	}
-	if err := cow.writeSidecar(b, o.name); err != nil {
-		return nil, nil, err
+	r, frozen, err := s.applyMembers(ctx, all)
+	for _, m := range all {
+		if err == nil && m.cow.isDevice() && len(m.cow.policy) > 0 {
+			s.setPolicies(ctx, m.o.name, m.cow.policy)
+		}
 	}
-	info, frozen, err := s.applySnapshot(ctx, b, cow, o)
-	if err == nil && cow.isDevice() && len(cow.policy) > 0 {
-		s.setPolicies(ctx, o.name, cow.policy)
-	}
-	return info, frozen, err
+	return r, frozen, err
 }
 
 // setPolicies gives policies to a snapshot whose COW has no place for them. The
@@ -234,11 +275,17 @@ type createdSnapshot struct {
 
 func (a *app) answerSnapshot(info *control.Info, b baseOf, cow *cowFile, frozen []string) error {
 	if a.json {
-		return a.printJSON(createdSnapshot{
-			createdDevice: createdDevice{info.Name, info.Path, info.SizeBytes, b.lower.path},
-			COW:           cow.path, COWSizeBytes: cow.size, ChunkSizeBytes: cow.chunk, Store: cow.store, ReadOnly: info.ReadOnly, Frozen: frozen,
-		})
+		made := describeSnapshot(info, b, cow)
+		made.Frozen = frozen
+		return a.printJSON(made)
 	}
 	_, err := fmt.Fprintln(a.stdout, info.Path)
 	return err
+}
+
+func describeSnapshot(info *control.Info, b baseOf, cow *cowFile) createdSnapshot {
+	return createdSnapshot{
+		createdDevice: createdDevice{info.Name, info.Path, info.SizeBytes, b.lower.path},
+		COW:           cow.path, COWSizeBytes: cow.size, ChunkSizeBytes: cow.chunk, Store: cow.store, ReadOnly: info.ReadOnly,
+	}
 }

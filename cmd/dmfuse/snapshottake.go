@@ -1,56 +1,84 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
 )
 
-// The second half of snapshot create and open: the file systems on the origin
+// The second half of snapshot create and open: the file systems on the origins
 // are frozen, the daemon applies the steps, the file systems are thawed.
 
 // applySnapshot makes the device while the file systems on its origin are
 // frozen. When it fails, no device is left.
 func (s *session) applySnapshot(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*control.Info, []string, error) {
-	steps, err := snapshotSteps(b, cow, o)
+	r, frozen, err := s.applyMembers(ctx, []member{{b, cow, o}})
+	return resultOf(r, o.name), frozen, err
+}
+
+// member is one of the snapshots that are made at one instant.
+type member struct {
+	base baseOf
+	cow  *cowFile
+	o    createOptions
+}
+
+// applyMembers makes the devices while the file systems on all their origins are
+// frozen. When it fails, no device is left.
+func (s *session) applyMembers(ctx context.Context, all []member) (control.ApplyReply, []string, error) {
+	steps, err := s.memberSteps(all)
 	if err != nil {
-		return nil, nil, err
+		return control.ApplyReply{}, nil, err
 	}
-	z, err := s.freezeFor(ctx, b, cow, o)
+	z, err := s.freezeFor(ctx, all)
 	if err != nil {
-		return nil, nil, err
+		return control.ApplyReply{}, nil, err
 	}
 	if z == nil {
 		r, err := s.applyGuarded(ctx, steps)
-		return resultOf(r, o.name), nil, s.explain(err, o.name)
+		if ctx.Err() != nil && err != nil {
+			err = s.gaveUp(all, err)
+		}
+		return r, nil, s.explain(err, all)
 	}
-	limited, cancel := context.WithTimeout(ctx, o.freezeLimit)
+	limited, cancel := context.WithTimeout(ctx, all[0].o.freezeLimit)
 	defer cancel()
-	r, err := s.c.Apply(limited, steps...)
-	if terr := z.thaw(); terr != nil && err == nil {
-		err = s.takeBack(o.name, terr)
+	r, err := s.applyGuarded(limited, steps)
+	if limited.Err() != nil && err != nil {
+		_ = z.thaw() // the daemon may wait for what is frozen
+		return r, z.mountPoints(), s.explain(s.gaveUp(all, err), all)
 	}
-	return resultOf(r, o.name), z.mountPoints(), s.explain(err, o.name)
+	if terr := z.thaw(); terr != nil && err == nil {
+		err = s.takeBack(terr, namesOf(all)...)
+	}
+	return r, z.mountPoints(), s.explain(err, all)
 }
 
 // applyGuarded applies the steps; where the file system of a frozen base cannot
 // tell of writers, it does without being told, and says so.
 func (s *session) applyGuarded(ctx context.Context, steps []control.Step) (control.ApplyReply, error) {
-	r, err := s.c.Apply(ctx, steps...)
-	base := steps[0].GuardBase
-	if base == "" || errorCode(err) != control.CodeUnsupported || failedStep(err) != 0 {
-		return r, err
+	var untold []string
+	for {
+		r, err := s.c.Apply(ctx, steps...)
+		i := failedStep(err)
+		if errorCode(err) != control.CodeUnsupported || i < 0 || i >= len(steps) || steps[i].GuardBase == "" {
+			for _, base := range untold {
+				if err == nil {
+					s.a.note("the file system of %s cannot tell when somebody opens it for writing: see to it that nobody does", base)
+				}
+			}
+			return r, err
+		}
+		untold = append(untold, steps[i].GuardBase)
+		steps[i].GuardBase = ""
 	}
-	steps[0].GuardBase = ""
-	r, err = s.c.Apply(ctx, steps...)
-	if err == nil {
-		s.a.note("the file system of %s cannot tell when somebody opens it for writing: see to it that nobody does", base)
-	}
-	return r, err
 }
 
 // failedStep is the step of an apply that failed, -1 when that is not known.
@@ -69,7 +97,7 @@ var errUnknownOutcome = errors.New("whether the device was made is not known")
 func outcomeUnknown(err error) bool { return errors.Is(err, errUnknownOutcome) }
 
 // explain puts the error of an apply into words.
-func (s *session) explain(err error, name string) error {
+func (s *session) explain(err error, all []member) error {
 	switch {
 	case err == nil:
 		return nil
@@ -79,9 +107,31 @@ func (s *session) explain(err error, name string) error {
 		err = errFreezeExpired
 		fallthrough
 	case errors.Is(err, errFreezeExpired):
-		return fail(exitTimeout, fmt.Errorf("the snapshot %s is not made: %w before it was taken", name, err), "try again with a longer --freeze-limit, or with --no-freeze")
+		return fail(exitTimeout, fmt.Errorf("%s not made: %w before %s taken", namesAre(all), err, wasOrWere(all)), "try again with a longer --freeze-limit, or with --no-freeze")
 	}
-	return fmt.Errorf("the snapshot %s is not made: %w", name, stepText(err))
+	return fmt.Errorf("%s not made: %w", namesAre(all), stepText(err))
+}
+
+// namesAre begins a sentence about the snapshots.
+func namesAre(all []member) string {
+	if len(all) == 1 {
+		return "the snapshot " + all[0].o.name + " is"
+	}
+	return "the snapshots " + strings.Join(namesOf(all), ", ") + " are"
+}
+
+func namesOf(all []member) (names []string) {
+	for _, m := range all {
+		names = append(names, m.o.name)
+	}
+	return names
+}
+
+func wasOrWere(all []member) string {
+	if len(all) == 1 {
+		return "it was"
+	}
+	return "they were"
 }
 
 // stepText adds to an error of an apply what failed on which device.
@@ -93,15 +143,40 @@ func stepText(err error) error {
 	return err
 }
 
-// takeBack removes a snapshot that was taken after its freeze had ended.
-func (s *session) takeBack(name string, why error) error {
+// takeBack removes devices that were made after all, as snapshots that were taken
+// when their freeze had ended.
+func (s *session) takeBack(why error, names ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	_, err := s.c.Apply(ctx, control.Step{Op: control.OpRemove, Key: control.ByName(name)})
-	if err != nil {
+	var steps []control.Step
+	for _, name := range names {
+		steps = append(steps, control.Step{Op: control.OpRemove, Key: control.ByName(name)})
+	}
+	if _, err := s.c.Apply(ctx, steps...); err != nil {
 		return errors.Join(errUnknownOutcome, why, err)
 	}
 	return why
+}
+
+// gaveUp sees to it that no snapshot is left when the wait for the daemon was
+// given up: it may have been done before it noticed.
+func (s *session) gaveUp(all []member, why error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if _, err := s.c.Apply(ctx); err != nil { // comes after the one that was given up
+		return errors.Join(errUnknownOutcome, why, err)
+	}
+	var made []string
+	for _, name := range namesOf(all) {
+		_, err := s.c.Info(ctx, control.ByName(name), false)
+		switch {
+		case err == nil:
+			made = append(made, name)
+		case errorCode(err) != control.CodeNotFound:
+			return errors.Join(errUnknownOutcome, why, err)
+		}
+	}
+	return s.takeBack(why, made...)
 }
 
 // withUndo adds to an error what could not be taken back.
@@ -112,10 +187,64 @@ func withUndo(err, undo error) error {
 	return fmt.Errorf("%w; not undone: %w", err, undo)
 }
 
-// snapshotSteps makes the snapshot while its origin stands still. It is built
-// before the origin is suspended, so that this takes no longer than needed; it
-// begins to count when it is resumed.
-func snapshotSteps(b baseOf, cow *cowFile, o createOptions) ([]control.Step, error) {
+// memberSteps makes the snapshots while their origins stand still, all of them at
+// once. The devices are built before, so that this takes no longer than needed;
+// they begin to count when they are resumed. What stands on another origin is
+// suspended before it and resumed after it.
+func (s *session) memberSteps(all []member) (steps []control.Step, err error) {
+	var begin, suspend, resume []control.Step
+	for i, m := range all {
+		own, err := snapshotSteps(m)
+		if err != nil {
+			return nil, err
+		}
+		last := len(own) - 1
+		own[last].Together = i > 0
+		steps, begin = append(steps, own[:last]...), append(begin, own[last])
+	}
+	levels := s.toSuspend(all)
+	for _, names := range levels {
+		suspend = append(suspend, together(control.OpSuspend, names)...)
+	}
+	for _, names := range slices.Backward(levels) {
+		resume = append(resume, together(control.OpResume, names)...)
+	}
+	return slices.Concat(steps, suspend, begin, resume), nil
+}
+
+// together does the same to several devices at the same time.
+func together(op string, names []string) (steps []control.Step) {
+	for i, name := range names {
+		steps = append(steps, control.Step{Op: op, Key: control.ByName(name), Together: i > 0})
+	}
+	return steps
+}
+
+// toSuspend lists the origin devices that run, tops first: those of one list do
+// not stand on each other.
+func (s *session) toSuspend(all []member) (levels [][]string) {
+	var names []string
+	above := map[string]int{} // what stands on another has fewer above it
+	for _, m := range all {
+		if o := m.base.origin; o != nil && !o.Suspended && !slices.Contains(names, o.Name) {
+			names = append(names, o.Name)
+			above[o.Name] = len(s.above(o.Name))
+		}
+	}
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(above[a], above[b]) })
+	for i, name := range names {
+		if i == 0 || above[name] != above[names[i-1]] {
+			levels = append(levels, nil)
+		}
+		last := len(levels) - 1
+		levels[last] = append(levels[last], name)
+	}
+	return levels
+}
+
+// snapshotSteps makes one snapshot: a device, its table, and its beginning.
+func snapshotSteps(m member) ([]control.Step, error) {
+	b, cow, o := m.base, m.cow, m.o
 	line := control.Line{
 		Length: uint64(b.size / 512), Type: "snapshot",
 		Args: []string{b.lower.path, cow.path, cow.store, fmt.Sprint(cow.chunk / 512)},
@@ -134,13 +263,7 @@ func snapshotSteps(b baseOf, cow *cowFile, o createOptions) ([]control.Step, err
 	if b.origin == nil && b.lower.device == nil && !b.lower.block && !o.willNotChange {
 		steps[0].GuardBase = b.lower.path
 	}
-	if b.origin == nil || b.origin.Suspended {
-		return steps, nil
-	}
-	origin := control.ByName(b.origin.Name)
-	last := len(steps) - 1
-	return append(steps[:last:last],
-		control.Step{Op: control.OpSuspend, Key: origin}, steps[last], control.Step{Op: control.OpResume, Key: origin}), nil
+	return steps, nil
 }
 
 // resultOf is the device called name after the last step about it.
@@ -153,14 +276,40 @@ func resultOf(r control.ApplyReply, name string) *control.Info {
 	return &control.Info{Name: name}
 }
 
-// freezeFor freezes the file systems on the origin device and on what stands
-// on it; nil when there is nothing to freeze.
-func (s *session) freezeFor(ctx context.Context, b baseOf, cow *cowFile, o createOptions) (*frozen, error) {
-	if b.origin == nil || o.noFreeze {
-		return nil, nil
+// freezeFor freezes the file systems on the origin devices and on what stands on
+// them; nil when there is nothing to freeze.
+func (s *session) freezeFor(ctx context.Context, all []member) (*frozen, error) {
+	var names []string
+	for _, m := range all {
+		if m.base.origin != nil && !m.o.noFreeze && !slices.Contains(names, m.base.origin.Name) {
+			names = append(names, m.base.origin.Name)
+		}
 	}
-	var list []frozenFS
-	for _, m := range append(s.above(b.origin.Name), *b.origin) {
+	list, err := s.mountedOn(names)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	needed := daemonFiles(s.v.PID)
+	for _, m := range all {
+		needed[m.cow.path] = "the COW file"
+	}
+	needed[s.v.RunDir] = "the run directory of the daemon"
+	if err := freezeConflict(list, needed); err != nil {
+		return nil, err
+	}
+	return (freezer{command: []string{"/proc/self/exe", holdVerb}, lock: filepath.Join(s.v.RunDir, "freeze.lock")}).freeze(ctx, list, all[0].o.freezeLimit)
+}
+
+// mountedOn lists the file systems on these devices and on what stands on them,
+// tops first.
+func (s *session) mountedOn(names []string) (list []frozenFS, err error) {
+	var devices []mapped // tops first
+	for _, name := range names {
+		m, _ := s.called(name)
+		devices = append(devices, append(s.above(name), m)...)
+	}
+	slices.SortStableFunc(devices, func(a, b mapped) int { return cmp.Compare(len(s.above(a.Name)), len(s.above(b.Name))) })
+	for _, m := range devices {
 		on, err := fileSystemsOn(m.Path)
 		if err != nil {
 			return nil, err
@@ -171,20 +320,7 @@ func (s *session) freezeFor(ctx context.Context, b baseOf, cow *cowFile, o creat
 		}
 		list = appendNew(list, on)
 	}
-	if len(list) == 0 {
-		return nil, nil
-	}
-	needed := daemonFiles(s.v.PID)
-	needed[cow.path] = "the COW file"
-	needed[s.v.RunDir] = "the run directory of the daemon"
-	if err := freezeConflict(list, needed); err != nil {
-		return nil, err
-	}
-	z, err := (freezer{command: []string{"/proc/self/exe", holdVerb}, lock: filepath.Join(s.v.RunDir, "freeze.lock")}).freeze(ctx, list, o.freezeLimit)
-	if err != nil {
-		return nil, err
-	}
-	return z, nil
+	return list, nil
 }
 
 // appendNew adds the file systems that are not in the list.

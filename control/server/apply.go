@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -49,17 +50,19 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 	run := &applyRun{s: s, made: map[string]int{}}
 	run.reply.Results = []control.StepResult{} // an empty list, not null
 	defer run.close(r.Context())
-	for i, st := range req.Steps {
+	for i := 0; i < len(req.Steps); {
+		n := 1
+		for i+n < len(req.Steps) && req.Steps[i+n].Together {
+			n++
+		}
 		// The caller may have gone between two steps.
 		if err := r.Context().Err(); err != nil {
-			return nil, run.fail(r.Context(), err, i, st)
+			return nil, run.fail(r.Context(), err, i, req.Steps[i])
 		}
-		res, back, err := s.step(r.Context(), st, !run.isMade(st.Name))
-		run.note(st, res, back, err)
-		if err != nil {
-			return nil, run.fail(r.Context(), err, i, st)
+		if err := run.together(r.Context(), i, req.Steps[i:i+n]); err != nil {
+			return nil, err
 		}
-		run.reply.Results = append(run.reply.Results, res)
+		i += n
 	}
 	run.finished = true
 	return run.reply, nil
@@ -73,6 +76,63 @@ type applyRun struct {
 	made     map[string]int // minors of the devices made by this apply
 	stands   string         // the last step that cannot be undone
 	finished bool           // all steps done, or undone
+	stopped  time.Time      // the first suspend began; zero: there was none
+}
+
+// outcome is what a step did.
+type outcome struct {
+	res  control.StepResult
+	back *undo
+	err  error
+}
+
+// together runs steps at the same time; first is the index of the first one.
+// When one fails, all are taken back when all have ended.
+func (a *applyRun) together(ctx context.Context, first int, steps []control.Step) error {
+	began := time.Now()
+	done := make([]outcome, len(steps))
+	var panics sync.Map
+	var wg sync.WaitGroup
+	for i, st := range steps[1:] {
+		undoable := !a.isMade(st.Name)
+		wg.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					panics.Store(i, p)
+				}
+			}()
+			o := &done[i+1]
+			o.res, o.back, o.err = a.s.step(ctx, st, undoable)
+		})
+	}
+	func() {
+		defer wg.Wait()
+		done[0].res, done[0].back, done[0].err = a.s.step(ctx, steps[0], !a.isMade(steps[0].Name))
+	}()
+	failed := -1
+	for i, o := range done {
+		a.note(steps[i], o.res, o.back, o.err)
+		if o.err != nil && failed < 0 {
+			failed = i
+		}
+		a.reply.Results = append(a.reply.Results, o.res)
+	}
+	panics.Range(func(_, p any) bool { panic(p) })
+	a.time(steps[0].Op, began)
+	if failed >= 0 {
+		return a.fail(ctx, done[failed].err, first+failed, steps[failed])
+	}
+	return nil
+}
+
+// time notes how long devices are suspended.
+func (a *applyRun) time(op string, began time.Time) {
+	switch {
+	case op == control.OpSuspend && a.stopped.IsZero():
+		a.stopped = began
+	case op == control.OpResume && !a.stopped.IsZero():
+		a.reply.SuspendedMillis = float64(time.Since(a.stopped).Microseconds()) / 1000
+	}
 }
 
 // note keeps how to take back what a step did.

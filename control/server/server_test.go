@@ -218,6 +218,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	mode := uint32(0o644)
 	linear := func(n int) control.Line { return line(0, 8, "linear", fmt.Sprintf("/disk/%d", n), "0") }
 	bad := load("a", line(0, 8, "linear", "/disk/1"))
+	at := func(st control.Step) control.Step { st.Together = true; return st }
 	for name, c := range map[string]struct {
 		steps  []control.Step
 		failed int
@@ -226,6 +227,8 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		"create and load":        {[]control.Step{op(control.OpCreate, "n"), load("n", linear(3)), bad}, 2},
 		"create and resume":      {[]control.Step{op(control.OpCreate, "n"), load("n", linear(3)), op(control.OpResume, "n"), bad}, 3},
 		"create of a taken name": {[]control.Step{op(control.OpCreate, "n"), op(control.OpCreate, "a")}, 1},
+		"together":               {[]control.Step{op(control.OpSuspend, "a"), at(op(control.OpSuspend, "w")), at(bad), at(load("r", linear(5)))}, 2},
+		"together, then alone":   {[]control.Step{op(control.OpCreate, "n"), at(op(control.OpCreate, "m")), bad}, 2},
 		"load":                   {[]control.Step{load("a", linear(4)), bad}, 1},
 		"load over another":      {[]control.Step{load("w", linear(4)), bad}, 1},
 		"clear":                  {[]control.Step{op(control.OpClear, "w"), bad}, 1},

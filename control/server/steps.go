@@ -59,7 +59,7 @@ func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, 
 	case control.OpClear:
 		return clear(d, old)
 	case control.OpSuspend:
-		return suspend(ctx, d, st)
+		return suspend(ctx, d, st, old)
 	case control.OpResume:
 		return resume(ctx, d, st, old)
 	case control.OpRename:
@@ -202,14 +202,24 @@ func clear(d *mapper.Device, old tables) (*undo, error) {
 	}}, nil
 }
 
-func suspend(ctx context.Context, d *mapper.Device, st control.Step) (*undo, error) {
+func suspend(ctx context.Context, d *mapper.Device, st control.Step, old tables) (*undo, error) {
 	was := d.Info(false).Suspended
 	o := mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS}
 	if err := d.Suspend(ctx, o); err != nil || was {
 		return nil, err
 	}
 	return &undo{"resume " + d.Name(), func(ctx context.Context) error {
-		return d.Resume(ctx, mapper.SuspendOptions{})
+		if len(old.waiting.lines) == 0 {
+			return d.Resume(ctx, mapper.SuspendOptions{})
+		}
+		// The table that waits would come in.
+		if err := d.Clear(); err != nil {
+			return err
+		}
+		if err := d.Resume(ctx, mapper.SuspendOptions{}); err != nil {
+			return err
+		}
+		return old.waiting.fill(ctx, d)
 	}}, nil
 }
 
