@@ -220,8 +220,44 @@ func query(key Key, add ...func(url.Values)) url.Values {
 	return v
 }
 
-// call sends a request and decodes the reply into out, if out is not nil.
+// retries is how often a question is asked again whose answer was cut off.
+const retries = 20
+
+// call sends a request and decodes the reply into out, if out is not nil. What
+// only asks is asked again when the daemon dies over it: its keeper, if it has
+// one, starts another (package keeper), and without one nobody is there any more.
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
+	for i := 0; ; i++ {
+		err := c.once(ctx, method, path, q, in, out)
+		var cut *cutOff
+		if !errors.As(err, &cut) {
+			return err
+		}
+		if method != http.MethodGet || i == retries || ctx.Err() != nil {
+			return cut.err
+		}
+	}
+}
+
+// cutOff is that a connection ended before the whole answer.
+type cutOff struct{ err error }
+
+func (e *cutOff) Error() string { return e.err.Error() }
+func (e *cutOff) Unwrap() error { return e.err }
+
+// cut is lost, with a connection that ended told from one that never was.
+func (c *Client) cut(ctx context.Context, err error) error {
+	lost := c.lost(ctx, err)
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return &cutOff{lost}
+		}
+	}
+	return lost
+}
+
+// once is call without asking again.
+func (c *Client) once(ctx context.Context, method, path string, q url.Values, in, out any) error {
 	resp, err := c.send(ctx, method, path, q, in)
 	if err != nil {
 		return err
@@ -232,7 +268,7 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 		return err
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return c.lost(ctx, err)
+		return c.cut(ctx, err)
 	}
 	return nil
 }
@@ -260,7 +296,7 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.lost(ctx, err)
+		return nil, c.cut(ctx, err)
 	}
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -45,6 +46,9 @@ type counter struct {
 	n       uint32
 	changed chan struct{} // closed at the next change; made when someone waits
 	ended   bool          // there will be no more
+
+	kept *atomic.Uint64 // where the number outlives a kill, with tag (see eventFile); or nil
+	tag  uint64
 }
 
 // raise adds one and wakes all who wait.
@@ -52,6 +56,9 @@ func (c *counter) raise() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.n++
+	if c.kept != nil {
+		c.kept.Store(c.tag | uint64(c.n))
+	}
 	c.wakeLocked()
 	return c.n
 }
@@ -60,6 +67,7 @@ func (c *counter) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	c.kept = nil
 	c.wakeLocked()
 }
 

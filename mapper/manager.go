@@ -126,6 +126,7 @@ func (m *Manager) Create(name, uuid string, minor int) (*Device, error) {
 		m.unregister(d)
 		return nil, err
 	}
+	d.keepEvents()
 	m.hub.global.raise()
 	d.report(EventCreate, "")
 	return d, nil

@@ -244,6 +244,12 @@ func (m *Manager) close(ctx context.Context, forget bool) error {
 	}
 	m.wg.Wait()
 	m.hub.close()
+	if m.state.events != nil {
+		for _, d := range m.Devices() { // also those that were left as they are
+			d.events.end()
+		}
+		m.state.events.close()
+	}
 	return errors.Join(errs...)
 }
 

@@ -126,6 +126,7 @@ func (r *restorer) read(path string, serial uint64) {
 	d.restoring = true
 	d.recordMu.Unlock()
 	d.events.set(e.rec.EventNr)
+	d.keepEvents()
 	d.mu.Lock()
 	d.loaded = e.rec.Loaded
 	d.fileOpens = r.m.o.Opens[serial]

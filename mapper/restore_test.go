@@ -217,3 +217,44 @@ func TestRestore_DamagedRecordIsMovedAside(t *testing.T) {
 		})
 	}
 }
+
+// Targets raise event numbers with locks held and write no record; who waits for
+// one to change must not miss that, or see it go back.
+func TestRestore_EventNumbersOfTargets(t *testing.T) {
+	x := newMachine(t)
+	m, _ := x.start()
+	mustCreate(t, m, "a", "0 8 linear 7:0 0")
+	mustCreate(t, m, "b", "0 8 linear 7:1 0")
+	a, _ := m.Device(ByName("a"))
+	b, _ := m.Device(ByName("b"))
+	for range 5 {
+		a.targetEvent()
+	}
+	b.targetEvent()
+	wantA, wantB := a.EventNr(), b.EventNr()
+	kill(m)
+
+	m, problems := x.start()
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	a, _ = m.Device(ByName("a"))
+	b, _ = m.Device(ByName("b"))
+	if a.EventNr() != wantA || b.EventNr() != wantB {
+		t.Errorf("event numbers %d and %d, were %d and %d", a.EventNr(), b.EventNr(), wantA, wantB)
+	}
+	// A device that gets the minor number of one that is gone begins anew.
+	minor := a.Minor()
+	if _, err := m.Remove(limit(t), ByName("a"), RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := m.Create("c", "", minor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill(m)
+	m, _ = x.start()
+	if c2, _ := m.Device(ByName("c")); c2.EventNr() != c.EventNr() || c2.EventNr() >= wantA {
+		t.Errorf("event number %d, was %d", c2.EventNr(), c.EventNr())
+	}
+}

@@ -25,6 +25,8 @@ type stateDir struct {
 	dir  string // empty: nothing is kept
 	boot string // id of this boot
 
+	events *eventFile // nil without a directory
+
 	mu       sync.Mutex
 	numbers  numbers
 	serial   uint64           // last one given
@@ -91,7 +93,8 @@ func (s *stateDir) load(h *Host) error {
 		s.numbers.Reserved = max(s.numbers.Reserved, n+serialStep)
 	}
 	s.serial = s.numbers.Reserved
-	return nil
+	s.events, err = openEvents(s.dir)
+	return err
 }
 
 // save writes the numbers.

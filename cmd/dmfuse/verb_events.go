@@ -45,10 +45,20 @@ func (a *app) events(ctx context.Context, follow bool) error {
 	switch {
 	case err == (enough{}) || ctx.Err() != nil:
 		return nil // Ctrl-C is how one leaves
+	case err == nil && follow && a.goesOn(ctx):
+		fmt.Fprintln(a.stderr, "dmfuse: the daemon was replaced; events may have been missed")
+		return a.events(ctx, follow)
 	case err == nil:
 		return failf(exitNoDaemon, "the daemon has ended")
 	}
 	return err
+}
+
+// goesOn says whether a daemon answers that a keeper put in the place of one that
+// died.
+func (a *app) goesOn(ctx context.Context) bool {
+	_, v, err := a.connect(ctx)
+	return err == nil && v.KeeperPID != 0
 }
 
 func (a *app) printEvent(e control.Event) error {
