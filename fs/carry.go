@@ -15,12 +15,14 @@ import (
 //	         8  length of INIT, 0: none yet
 //	        12  slots of the table of opens that were ever used
 //	        64  the INIT request
-//	      4096  the table of opens: serial, unique (16 bytes each)
+//	      4096  the requests under way (flight.go)
+//	     65536  the table of opens: serial, unique (16 bytes each)
 //
 // It is made of zeros.
 type carry struct {
-	mem   []byte
-	opens ledger
+	mem    []byte
+	opens  ledger
+	flight *flight
 }
 
 const (
@@ -29,7 +31,8 @@ const (
 	carryHigh    = 12
 	carryInit    = 64
 	carryInitMax = 1024
-	carryOpens   = page
+	carryFlight  = page
+	carryOpens   = 65536
 
 	maxOpens  = 1 << 17
 	openSize  = 16
@@ -37,7 +40,7 @@ const (
 )
 
 // newCarry reads memory of carrySize, which may be all zeros.
-func newCarry(mem []byte) (*carry, error) {
+func newCarry(mem []byte, crashed bool) (*carry, error) {
 	switch got := string(mem[:len(carryMagic)]); got {
 	case carryMagic:
 	case "\x00\x00\x00\x00\x00\x00\x00\x00":
@@ -48,6 +51,7 @@ func newCarry(mem []byte) (*carry, error) {
 	c := &carry{mem: mem}
 	c.opens.high = (*atomic.Uint32)(unsafe.Pointer(&mem[carryHigh]))
 	c.opens.slots = unsafe.Slice((*openSlot)(unsafe.Pointer(&mem[carryOpens])), maxOpens)
+	c.flight = newFlight(mem[carryFlight:carryOpens], crashed)
 	return c, nil
 }
 

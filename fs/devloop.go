@@ -203,8 +203,8 @@ func (l *devLoop) read(c *call) {
 			l.busy.Add(-1)
 			return // the kernel sends it again, and this reader reads no more
 		}
-		if !last {
-			l.answer(c)
+		if !last && (l.held == nil || !l.suspected(c)) {
+			l.answerAny(c)
 			l.busy.Add(-1)
 			continue
 		}
@@ -212,11 +212,20 @@ func (l *devLoop) read(c *call) {
 		l.handed.Add(1)
 		go func() {
 			defer l.handed.Done()
-			l.answer(h)
+			l.answerAny(h)
 			l.busy.Add(-1)
 			l.calls.done(h)
 		}()
 	}
+}
+
+// answerAny answers, with note taken of it where the next process must know.
+func (l *devLoop) answerAny(c *call) {
+	if l.held != nil {
+		l.guarded(c)
+		return
+	}
+	l.answer(c)
 }
 
 // again says that a read is to be repeated: it was interrupted, or the request

@@ -3,6 +3,8 @@ package fs
 import (
 	"os"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -24,6 +26,9 @@ type FileSystem struct {
 	infos infos
 
 	ledger *ledger // of the opens of a held mount, or nil
+
+	failedMu sync.Mutex
+	failed   atomic.Pointer[map[uint64]error] // devices that killed too many daemons, by serial; changes under failedMu
 
 	started time.Time // shown as the time of the directories
 }
@@ -85,6 +90,9 @@ func (f *FileSystem) device(node uint64) (Device, part, bool) {
 
 // file returns the device of a device file, by the short way if it is open.
 func (f *FileSystem) file(node uint64) (Device, fuse.Status) {
+	if f.isCondemned(node) {
+		return nil, statusFault
+	}
 	if d := f.opens.get(node); d != nil {
 		return d, fuse.OK
 	}

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -72,7 +73,7 @@ func TakeOver(h Held) (*Held, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory of the held mount: %w", err)
 	}
-	if h.carry, err = newCarry(mem); err != nil {
+	if h.carry, err = newCarry(mem, h.Crashed); err != nil {
 		return nil, err
 	}
 	return &h, nil
@@ -226,6 +227,25 @@ func populated() (*buffer, error) {
 	}
 	_ = unix.Mlock(mem) // an ordinary user may not lock that much; swapping is rarer than kills
 	return &buffer{class: len(bufferSizes) - 1, mem: mem}, nil
+}
+
+// Check passes a request through all that is here, and returns when it was
+// answered and somebody waits for the next. It is for a watchdog: a server that
+// hangs does not return.
+func (s *Server) Check() error {
+	if s.dev == nil {
+		return nil
+	}
+	const opStatfs = 17
+	in := fuse.InHeader{Length: inHeader, Opcode: opStatfs, NodeId: rootID, Unique: 1}
+	out := make([]byte, page)
+	if n, code := s.dev.other.HandleRequest([][]byte{bytesOf(&in)}, [][]byte{out}); n < outHeader || !code.Ok() {
+		return fmt.Errorf("a request of our own: %d bytes, %v", n, code)
+	}
+	for s.dev.waiting.Load() == 0 && !s.gone() && !s.dev.stop.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // HandOver makes the server read no more and waits until what it has is

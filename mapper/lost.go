@@ -2,6 +2,7 @@ package mapper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -51,4 +52,15 @@ func (d *Device) lostTable(lines []Line, readOnly bool, cause error) *table {
 	}
 	t.finish()
 	return t
+}
+
+// Fail says that the device is of no use any more, and why: its file answers
+// nothing but errors until the daemon is started anew.
+func (d *Device) Fail(why error) {
+	d.mu.Lock()
+	d.problem = errors.Join(d.problem, why)
+	d.mu.Unlock()
+	d.events.raise()
+	d.m.hub.global.raise()
+	d.report(EventProblem, why.Error())
 }

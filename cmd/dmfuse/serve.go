@@ -150,6 +150,9 @@ func (a *app) serve(o serveOptions) error {
 		return errors.Join(err, d.cleanup())
 	}
 	d.ready()
+	if d.worker != nil {
+		go d.proveLife()
+	}
 	if d.loop(signals) {
 		return silent(keeper.ExitHandOver)
 	}
@@ -233,7 +236,7 @@ func (d *daemon) inherit() error {
 	var err error
 	d.held, err = fs.TakeOver(fs.Held{
 		Dir: d.o.mount, Fuse: d.worker.Fuse, Memory: d.worker.Memory, Crashed: d.worker.Why == keeper.Crashed,
-		NoResend: d.env("DMFUSE_TEST_FAULT") == "no-resend",
+		NoResend: d.testFault().has("no-resend"),
 	})
 	d.lock = d.worker.Lock
 	d.leftovers = stillThere(readLeftovers(leftoversFile(d.o.runDir)), nil)
@@ -506,6 +509,32 @@ func (d *daemon) handOver() {
 	defer cancel()
 	d.mount.HandOver(ctx.Done())
 }
+
+// proveLife tells the keeper again and again that requests are answered: one of
+// our own goes through the file system and the list of devices, one through the
+// control socket. It ends with the process.
+func (d *daemon) proveLife() {
+	c := control.NewClient(d.o.socket)
+	for {
+		err := d.mount.Check()
+		if err == nil {
+			_, err = c.Version(context.Background())
+		}
+		select {
+		case <-d.ended:
+			return
+		case <-time.After(lifeInterval):
+		}
+		if err != nil {
+			d.log.WithError(err).Warn("the check of the daemon by itself failed")
+			continue
+		}
+		d.worker.Report("alive")
+	}
+}
+
+// lifeInterval is how often a worker looks at itself.
+const lifeInterval = time.Second
 
 // finish ends the control connections, those that wait for their answer last,
 // and gives back the socket and the lock.

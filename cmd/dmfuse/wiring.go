@@ -81,7 +81,7 @@ func (d *daemon) newMount() (*fs.Server, error) {
 	var s *fs.Server
 	var err error
 	if d.held != nil {
-		s, err = fs.ServeHeld(source{d.manager}, o, d.held)
+		s, err = fs.ServeHeld(d.testFault().source(source{d.manager}), o, d.held)
 	} else {
 		s, err = fs.Mount(source{d.manager}, o)
 	}

@@ -296,3 +296,83 @@ func TestWorkerKilled_OpensLiveOn(t *testing.T) {
 	count(0)
 	c.d.Must("remove", "lin")
 }
+
+// TestWorkerPanics: a daemon that dies of itself with a queue of requests is
+// replaced like one that was killed.
+func TestWorkerPanics(t *testing.T) {
+	c := kept(t)
+	once := c.d.Path("once")
+	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=panic:lin:65536:" + once}
+	c.d.Start()
+	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 32768 linear %s 0", c.d.Image("lin.img", 16<<20)))
+	c.fio("lin", "4k", "1m")
+	worker := c.d.Worker()
+	for i := range 3 {
+		if err := os.WriteFile(once, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, 20*time.Second, "the worker dies", func() bool { return c.d.Worker() != worker && c.d.Worker() != 0 })
+		worker = c.d.Worker()
+		harness.Eventually(t, 20*time.Second, "fio goes on", func() bool { return int(c.runs[0].Load()) > i || len(c.errs) > 0 })
+	}
+	c.end(time.Minute)
+	if !strings.Contains(c.d.Log(), "a test wants this daemon to die") {
+		t.Error("the log does not say why")
+	}
+}
+
+// TestWorkerPoisoned: a request that kills every worker is given up after a few,
+// and its device with it; those of other devices that were under way each time,
+// or wait, see nothing.
+func TestWorkerPoisoned(t *testing.T) {
+	c := kept(t)
+	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=panic:bad:8192:"}
+	c.d.Start()
+	c.d.Must("create", "bad", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("bad.img", 1<<20)))
+	c.d.Must("create", "good", "--table", fmt.Sprintf("0 32768 delay %s 0 10", c.d.Image("good.img", 16<<20)))
+	c.d.Must("create", "held", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("held.img", 1<<20)))
+	c.d.Must("suspend", "held")
+	c.fio("good", "4k", "1m")
+	waits := make(chan error, 1)
+	go func() {
+		waits <- command("dd", "if=/dev/zero", "of="+c.d.Dev("held"), "bs=4k", "count=1", "oflag=direct", "conv=notrunc")
+	}()
+	harness.Eventually(t, 10*time.Second, "a write waits", func() bool {
+		return strings.TrimSpace(c.d.Must("info", "held", "-c", "-o", "open", "--noheadings")) == "1"
+	})
+	err := command("dd", "if=/dev/zero", "of="+c.d.Dev("bad"), "bs=4k", "count=1", "seek=2", "oflag=direct", "conv=notrunc")
+	if err == nil || !strings.Contains(err.Error(), "Input/output error") {
+		t.Errorf("the write that kills: %v", err)
+	}
+	if n := strings.Count(c.d.Log(), "a test wants this daemon to die"); n != 3 {
+		t.Errorf("it killed %d workers, want 3", n)
+	}
+	if _, err := os.ReadFile(c.d.Dev("bad")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("reading the device: %v", err)
+	}
+	if !strings.Contains(c.d.Log(), "a request killed 3 daemons: operation 16 of 4096 bytes at 8192") {
+		t.Error("the log does not say what it was")
+	}
+	c.d.Must("resume", "held")
+	if err := <-waits; err != nil {
+		t.Errorf("the write that waited: %v", err)
+	}
+	c.end(time.Minute)
+}
+
+// TestWorkerHangs: a worker that gives no sign of life is killed and replaced.
+func TestWorkerHangs(t *testing.T) {
+	c := kept(t, "--hung-limit", "3s")
+	c.d.Start()
+	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("lin.img", 1<<20)))
+	worker := c.d.Worker()
+	if err := syscall.Kill(worker, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := command("dd", "if=/dev/zero", "of="+c.d.Dev("lin"), "bs=4k", "count=8", "oflag=direct", "conv=notrunc"); err != nil {
+		t.Error(err)
+	}
+	if c.d.Worker() == worker || !strings.Contains(c.d.Log(), "gave no sign of life for 3s") {
+		t.Error("the worker that hung is there")
+	}
+}
