@@ -42,7 +42,7 @@ func (o *origin) savedNow(from, to int64) error {
 		if s.merging || !s.active.Load() || c == nil {
 			continue
 		}
-		if end := min(to, s.size()); from < end && !s.health.settled() && !s.saved(c, from, end) {
+		if !s.safe(c, from, to) {
 			return target.ErrWouldWait
 		}
 	}
@@ -90,69 +90,82 @@ func leave(snaps []*snapshot) {
 	}
 }
 
-// outJob is what one origin write does for one snapshot.
+// outJob is what is done for one snapshot, for the origin writes that save
+// together.
 type outJob struct {
-	s      *snapshot
-	c      *core
-	own    *unit
-	others []*unit
-	full   error // the COW device had no room
-	err    error // of the copy
-	ended  error // of the unit
+	s     *snapshot
+	c     *core
+	own   *unit
+	full  error // the COW device had no room
+	err   error // of the copy
+	ended error // of the unit
+}
+
+// outcome is what came of the jobs of an origin write.
+type outcome struct {
+	broken error   // a copy was broken off
+	short  []short // snapshots that had no room
+}
+
+type short struct {
+	s   *snapshot
+	c   *core
+	why error
 }
 
 // copyOutPiece makes all snapshots safe for a write to [from, to). It copies
 // and commits what nobody has begun before it waits for others, and looks
 // again afterwards: others may have given up.
 func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to int64) error {
-	for {
+	for !safe(snaps, from, to) {
 		for _, s := range snaps {
 			if err := s.waitRoom(ctx); err != nil {
 				return err
 			}
 		}
-		var one [1]outJob // the usual case
-		jobs, again := one[:0], false
+		var out outcome
+		if o.together(snaps, from, to) {
+			var err error
+			if out, err = o.wait(ctx, snaps, from, to); err != nil {
+				return err
+			}
+		} else {
+			out = commitJobs(o.copyJobs(snaps, []outRange{{from, to}}))
+		}
+		if out.broken != nil {
+			return out.broken
+		}
+		for _, sh := range out.short {
+			if sh.s.safe(sh.c, from, to) {
+				continue
+			}
+			if err := sh.s.moreSpace(ctx, sh.c, sh.why, time.Time{}); err != nil {
+				return err
+			}
+		}
 		for _, s := range snaps {
-			if j, need := s.outJob(from, to); need {
-				jobs = append(jobs, j)
-				again = again || len(j.others) > 0
-			}
-		}
-		o.run(jobs)
-		for i := range jobs {
-			if err := jobs[i].ended; err != nil && brokenOff(err) {
+			if err := s.waitCommitted(ctx, s.core.Load(), s.unitsIn(from, to)); err != nil {
 				return err
 			}
-			if why := jobs[i].short(); why != nil {
-				if err := jobs[i].s.moreSpace(ctx, jobs[i].c, why, time.Time{}); err != nil {
-					return err
-				}
-				again = true
-			}
-			if err := jobs[i].s.waitCommitted(ctx, jobs[i].c, jobs[i].others); err != nil {
-				return err
-			}
-		}
-		if !again {
-			return nil
 		}
 	}
+	return nil
 }
 
-// outJob allots what the snapshot needs for a write to [from, to).
-func (s *snapshot) outJob(from, to int64) (j outJob, need bool) {
+// safe tells whether all snapshots are safe for a write to [from, to).
+func safe(snaps []*snapshot, from, to int64) bool {
+	for _, s := range snaps {
+		if !s.safe(s.core.Load(), from, to) {
+			return false
+		}
+	}
+	return true
+}
+
+// safe tells whether the snapshot has all of [from, to), or needs none of it.
+func (s *snapshot) safe(c *core, from, to int64) bool {
 	to = min(to, s.size())
-	if from >= to || s.health.settled() {
-		return j, false
-	}
-	c := s.core.Load()
-	if s.saved(c, from, to) {
-		return j, false
-	}
-	j = outJob{s: s, c: c}
-	j.own, j.others, j.full = s.claim(c, c.chunkOf(from), c.chunkOf(to-1), true)
-	return j, true
+	return from >= to || s.health.settled() || s.saved(c, from, to)
 }
 
 // saved tells whether the snapshot has its own copy of the bytes [from, to),
@@ -161,21 +174,39 @@ func (s *snapshot) saved(c *core, from, to int64) bool {
 	return c.mapped(from, to-from) && !s.uncommittedIn(c.chunkOf(from), c.chunkOf(to-1))
 }
 
-// run copies what the jobs have allotted, reading the origin once for all of
-// them, and commits it, each job at its own snapshot.
-func (o *origin) run(jobs []outJob) {
-	if len(jobs) == 1 {
-		j := &jobs[0]
-		if j.own != nil {
-			j.err = j.s.copyUnit(j.c, j.own)
+// outRange is what an origin write wants saved.
+type outRange struct{ from, to int64 }
+
+// copyJobs copies what the snapshots need for writes to the ranges, which are in
+// ascending order, as far as nobody else has begun that. The origin is read once
+// for all of them.
+func (o *origin) copyJobs(snaps []*snapshot, ranges []outRange) []outJob {
+	jobs := make([]outJob, 0, len(snaps))
+	for _, s := range snaps {
+		if j := s.outJob(ranges); j.own != nil || j.full != nil {
+			jobs = append(jobs, j)
 		}
-		if j.own != nil {
-			j.ended = j.s.finish(j.c, j.own, j.err)
-		}
-		return
 	}
-	o.copyShared(jobs)
-	commitJobs(jobs)
+	switch {
+	case o.copySame(jobs):
+	case len(jobs) == 1:
+		jobs[0].err = jobs[0].s.copyUnit(jobs[0].c, jobs[0].own)
+	default:
+		o.copyShared(jobs)
+	}
+	return jobs
+}
+
+// outJob allots what the snapshot needs for writes to the ranges.
+func (s *snapshot) outJob(ranges []outRange) outJob {
+	j := outJob{s: s}
+	for _, r := range ranges {
+		if c := s.core.Load(); j.full == nil && !s.safe(c, r.from, r.to) {
+			j.c = c
+			j.own, _, j.full = s.claimMore(j.c, j.own, j.c.chunkOf(r.from), j.c.chunkOf(min(r.to, s.size())-1), true)
+		}
+	}
+	return j
 }
 
 // short is why the snapshot needs more room before the write can go on, nil if
@@ -192,13 +223,17 @@ func (j *outJob) short() error {
 // other where a commit is a matter of microseconds; the others get a leader
 // each, so that their barriers run side by side. It waits for its own units
 // only.
-func commitJobs(jobs []outJob) {
+func commitJobs(jobs []outJob) (out outcome) {
+	if len(jobs) == 1 && jobs[0].own != nil {
+		_ = jobs[0].s.finish(jobs[0].c, jobs[0].own, jobs[0].err) // is in the unit
+		return outcomeOf(jobs)
+	}
 	var mine *outJob // the one that takes long and is led here
 	for i := range jobs {
 		j := &jobs[i]
 		switch {
 		case j.own == nil || !j.s.ready(j.own, j.err, false):
-		case j.s.pace.Load() < fastCommit:
+		case j.s.commitsFast():
 			j.s.lead(j.c, j.own)
 		case mine == nil:
 			mine = j
@@ -209,22 +244,45 @@ func commitJobs(jobs []outJob) {
 	if mine != nil {
 		mine.s.lead(mine.c, mine.own)
 	}
+	return outcomeOf(jobs)
+}
+
+// outcomeOf waits for the units of the jobs.
+func outcomeOf(jobs []outJob) (out outcome) {
 	for i := range jobs {
-		if j := &jobs[i]; j.own != nil {
+		j := &jobs[i]
+		if j.own != nil {
 			<-j.own.done
 			j.ended = j.own.err
 		}
+		if j.ended != nil && brokenOff(j.ended) {
+			out.broken = j.ended
+		}
+		if why := j.short(); why != nil {
+			out.short = append(out.short, short{j.s, j.c, why})
+		}
 	}
+	return out
 }
 
 // fastCommit is the time of a commit below which waking another to do it takes
 // longer.
 const fastCommit = int64(30 * time.Microsecond)
 
-// tookTime remembers how long a commit took.
+// commitsFast tells whether the last commits were fast. Nothing is known before
+// the first one.
+func (s *snapshot) commitsFast() bool {
+	p := s.pace.Load()
+	return p > 0 && p < fastCommit
+}
+
+// tookTime remembers how long a commit took. Only the leader calls it.
 func (s *snapshot) tookTime(d time.Duration) {
 	old := s.pace.Load()
-	s.pace.Store(old + (int64(d)-old)/4)
+	if old == 0 {
+		old = int64(d)
+	}
+	s.pace.Store(max(1, old+(int64(d)-old)/4))
 }
 
 // copyUnit copies the chunks of own from the origin to the COW device.

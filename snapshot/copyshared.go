@@ -20,10 +20,6 @@ type shared struct {
 // once. The chunk sizes of the snapshots differ, and each has some chunks
 // already: the ranges are cut where any of them begins or ends.
 func (o *origin) copyShared(jobs []outJob) {
-	if sh, ok := oneSpan(jobs); ok {
-		o.copySpan(jobs, sh)
-		return
-	}
 	for _, sh := range cutSpans(jobSpans(jobs), jobs) {
 		o.copySpan(jobs, sh)
 	}
@@ -36,29 +32,6 @@ func (o *origin) copySpan(jobs []outJob, sh shared) {
 			j.err = err
 		}
 	}
-}
-
-// oneSpan is the range that all jobs want, if it is the same in a row for each
-// of them: the usual case.
-func oneSpan(jobs []outJob) (sh shared, ok bool) {
-	for i := range jobs {
-		j := &jobs[i]
-		if j.own == nil {
-			continue
-		}
-		es := j.own.es
-		if inRow(es) < len(es) {
-			return sh, false
-		}
-		start, end := j.c.offset(es[0].old), j.s.sourceEnd(j.c.offset(es[0].old+Chunk(len(es))))
-		if sh.to == nil {
-			sh = shared{start: start, end: end, to: make([]place, 0, len(jobs)), jobs: make([]int, 0, len(jobs))}
-		} else if start != sh.start || end != sh.end {
-			return sh, false
-		}
-		sh.to, sh.jobs = append(sh.to, place{j.s.cow, j.c.offset(es[0].new)}), append(sh.jobs, i)
-	}
-	return sh, sh.to != nil
 }
 
 // jobSpans lists the runs of chunks of all jobs.

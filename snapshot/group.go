@@ -85,6 +85,7 @@ type origin struct {
 
 	// copier makes the copies that several snapshots share.
 	copier copier
+	turns  turns // origin writes that save together
 
 	mu    sync.RWMutex
 	snaps []*snapshot // registered, largest chunk first; replaced, never changed; guarded by mu
@@ -96,7 +97,7 @@ func (g *Group) hold(id blockdev.ID) *origin {
 	defer g.mu.Unlock()
 	o := g.origins[id]
 	if o == nil {
-		o = &origin{group: g, id: id, copier: copier{o: g.o}}
+		o = &origin{group: g, id: id, copier: copier{o: g.o}, turns: turns{turn: make(chan struct{}, 1)}}
 		g.origins[id] = o
 	}
 	o.users++

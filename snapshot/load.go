@@ -68,7 +68,11 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 	if h.Blank() && o.create {
 		s = newPersistent(newLayout(want), cow, o.hooks)
 		s.created = true
-		return s, true, s.create(cow)
+		err := s.create(cow)
+		if err == nil {
+			s.noteFresh(cow)
+		}
+		return s, true, err
 	}
 	if err := h.Validate(); err != nil {
 		return nil, false, err
@@ -80,7 +84,11 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 	if !h.Usable() {
 		return s, false, nil
 	}
-	return s, true, s.load(cow, t)
+	if err := s.load(cow, t); err != nil {
+		return s, true, err
+	}
+	s.noteFresh(cow)
+	return s, true, nil
 }
 
 // load reads the areas up to the terminator. An area that is full must have a

@@ -62,6 +62,13 @@ func (u *unit) showLocked() {
 // before. To the origin an exception that is not committed does not count; to
 // others it does when it is in the table.
 func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
+	return s.claimMore(c, nil, first, last, origin)
+}
+
+// claimMore is claim for one who has a unit already, which is neither filled nor
+// given up: what is allotted is added to it. The chunks come behind those it has.
+func (s *snapshot) claimMore(c *core, mine *unit, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
+	own = mine
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for at := first; at <= last; {
@@ -76,6 +83,9 @@ func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, ot
 		}
 		for ; at < end; at++ {
 			if u := s.pending[at]; u != nil {
+				if u == own {
+					continue
+				}
 				if len(others) == 0 || others[len(others)-1] != u {
 					others = append(others, u)
 				}
@@ -238,8 +248,8 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 	done, err := s.record(c, es, batch)
 	if len(es) > 0 {
 		s.endNote(c, batch, done, err)
+		s.tookTime(time.Since(begin))
 	}
-	s.tookTime(time.Since(begin))
 
 	s.mu.Lock()
 	if done > 0 {
@@ -372,6 +382,23 @@ func (s *snapshot) waitShown(ctx context.Context, us []*unit) error {
 		}
 	}
 	return nil
+}
+
+// unitsIn are the units under way with chunks of [from, to).
+func (s *snapshot) unitsIn(from, to int64) (us []*unit) {
+	c := s.core.Load()
+	first, last := c.chunkOf(from), c.chunkOf(to-1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 {
+		return nil
+	}
+	for at := first; at <= last; at++ {
+		if u := s.pending[at]; u != nil && (len(us) == 0 || us[len(us)-1] != u) {
+			us = append(us, u)
+		}
+	}
+	return us
 }
 
 // waitUnits waits for units of other requests. Whoever owns them fills and

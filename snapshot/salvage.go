@@ -21,6 +21,7 @@ var errSalvage = fmt.Errorf("%w: the store is damaged and open for reading only"
 
 func (s *salvage) prepare(int64) (Chunk, error)                     { return 0, errSalvage }
 func (s *salvage) bounds() (used, free, need int64)                 { return 0, 0, math.MaxInt64 }
+func (s *salvage) fresh(Chunk, Chunk) bool                          { return false }
 func (s *salvage) forget(int)                                       {}
 func (s *salvage) commit(blockdev.Device, []exception) (int, error) { return 0, errSalvage }
 func (s *salvage) invalidate(blockdev.Device) error                 { return nil }

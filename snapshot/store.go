@@ -32,6 +32,10 @@ type store interface {
 	// needs for it. The caller holds mu of the snapshot.
 	bounds() (used, free, need int64)
 
+	// fresh tells whether the chunks from first to last, which were allotted
+	// just now, are known to read as zeros.
+	fresh(first, last Chunk) bool
+
 	// forget takes back n chunks that were allotted and will never be
 	// committed. They stay unused. The caller holds mu of the snapshot.
 	forget(n int)

@@ -27,6 +27,10 @@ type persistent struct {
 	created   bool        // there was no store before
 	keepSpace atomic.Bool // what is zeroed keeps its space
 
+	// The chunks of this range were a hole of the COW file when the store was
+	// opened, and none of them was allotted before.
+	freshFrom, freshTo Chunk
+
 	nextFree Chunk  // guarded by mu of the snapshot
 	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
 
@@ -97,6 +101,25 @@ func (s *persistent) bounds() (used, free, need int64) {
 	}
 	return s.offset(last), s.offset(s.nextFree), s.offset(end)
 }
+
+// noteFresh looks what is behind the chunks that are in use. A file that has
+// nothing there has nothing either where it grows.
+func (s *persistent) noteFresh(cow blockdev.Device) {
+	at, size := s.offset(s.nextFree), cow.Size()
+	if !s.fits(s.nextFree, size) {
+		return
+	}
+	n, hole, err := blockdev.Extent(cow, at)
+	if err != nil || !hole {
+		return
+	}
+	s.freshFrom, s.freshTo = s.nextFree, s.chunksIn(at+n)
+	if at+n >= size {
+		s.freshTo = math.MaxUint64
+	}
+}
+
+func (s *persistent) fresh(first, last Chunk) bool { return first >= s.freshFrom && last < s.freshTo }
 
 func (s *persistent) forget(n int) { s.allotted -= uint64(n) }
 

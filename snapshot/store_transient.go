@@ -24,6 +24,7 @@ func (t *transient) bounds() (used, free, need int64) {
 	return t.offset(t.next), t.offset(t.next), t.offset(t.next + 1)
 }
 
+func (t *transient) fresh(Chunk, Chunk) bool                               { return false }
 func (t *transient) forget(int)                                            {}
 func (t *transient) commit(_ blockdev.Device, es []exception) (int, error) { return len(es), nil }
 func (t *transient) invalidate(blockdev.Device) error                      { return nil }
