@@ -197,13 +197,18 @@ func (o *origin) copyJobs(snaps []*snapshot, ranges []outRange) []outJob {
 	return jobs
 }
 
-// outJob allots what the snapshot needs for writes to the ranges.
+// outJob allots what the snapshot needs for writes to the ranges, all at once: the
+// chunks of a unit are allotted one after the other.
 func (s *snapshot) outJob(ranges []outRange) outJob {
-	j := outJob{s: s}
+	j := outJob{s: s, c: s.core.Load()}
+	if s.health.settled() {
+		return j
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, r := range ranges {
-		if c := s.core.Load(); j.full == nil && !s.safe(c, r.from, r.to) {
-			j.c = c
-			j.own, _, j.full = s.claimMore(j.c, j.own, j.c.chunkOf(r.from), j.c.chunkOf(min(r.to, s.size())-1), true)
+		if to := min(r.to, s.size()); r.from < to && j.full == nil {
+			j.own, _, j.full = s.claimLocked(j.c, j.own, j.c.chunkOf(r.from), j.c.chunkOf(to-1), true)
 		}
 	}
 	return j

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -36,7 +37,40 @@ func junkBehindList(n int) func(*lab, crashPlan) {
 	}
 }
 
+// together does origin writes that save in one turn.
+func together(writes ...[2]blockdev.Sector) func(r *crashRun) {
+	return func(r *crashRun) {
+		t := &r.tables["org"].Target.(*originTarget).o.turns
+		t.turn <- struct{}{}
+		var fs []func()
+		for _, w := range writes {
+			fs = append(fs, func() { r.mustWrite("org", w[0], w[1]) })
+		}
+		fs = append(fs, func() {
+			for n := 0; n < len(writes); runtime.Gosched() {
+				t.mu.Lock()
+				n = len(t.list)
+				t.mu.Unlock()
+			}
+			<-t.turn
+		})
+		parallel(fs...)
+	}
+}
+
 var crashPlans = []crashPlan{
+	{name: "three snapshots, one turn", size: 64, cows: map[string]blockdev.Sector{"a": 128, "b": 128, "c": 128}, chunks: map[string]int{"a": 4, "b": 4, "c": 4},
+		run: func(r *crashRun) {
+			together([2]blockdev.Sector{8, 2}, [2]blockdev.Sector{40, 1})(r)
+			together([2]blockdev.Sector{12, 1}, [2]blockdev.Sector{50, 3})(r)
+			r.flush("org")
+		}},
+	{name: "three chunk sizes, one turn", size: 64, cows: map[string]blockdev.Sector{"a": 64, "b": 128, "c": 128}, chunks: map[string]int{"a": 1, "b": 4, "c": 8},
+		run: func(r *crashRun) {
+			together([2]blockdev.Sector{5, 2}, [2]blockdev.Sector{33, 1})(r)
+			r.mustWrite("b", 20, 1)
+			together([2]blockdev.Sector{18, 3}, [2]blockdev.Sector{36, 1})(r)
+		}},
 	{name: "origin writes", size: 64, cows: map[string]blockdev.Sector{"a": 128}, chunks: map[string]int{"a": 8},
 		run: func(r *crashRun) {
 			r.mustWrite("org", 8, 4)
@@ -165,6 +199,10 @@ func TestCrash_EachBarrierIsNeeded(t *testing.T) {
 		{"snapshot writes", Hooks{NoExceptionFlush: true}},
 		{"area boundary", Hooks{NoAreaFlush: true}},
 		{"junk behind the list", Hooks{NoAreaFlush: true}},
+		{"three snapshots, one turn", Hooks{NoDataFlush: true}},
+		{"three snapshots, one turn", Hooks{NoExceptionFlush: true}},
+		{"three chunk sizes, one turn", Hooks{NoDataFlush: true}},
+		{"three chunk sizes, one turn", Hooks{NoExceptionFlush: true}},
 		{"overflow", Hooks{NoInvalidFlush: true}},
 		{"failing copy", Hooks{NoInvalidFlush: true}},
 		{"full disk in a copy, the write waits", Hooks{NoDataFlush: true}},

@@ -51,6 +51,15 @@
 // from the head of the queue, commits them together, and goes on while there are
 // more. So requests that come while a commit runs share the next one.
 //
+// # Saving together
+//
+// Origin writes that come at the same time, where there are several snapshots,
+// take turns: who has the turn allots, copies and, where that is fast, commits for
+// all who wait (together.go). To wait for a turn is to wait for copies of others
+// that have begun, and the one who has it waits for no request. Each write then
+// looks by itself whether all its snapshots are safe (rule 2), and only then waits
+// for units of others.
+//
 // # Failures
 //
 // What makes a snapshot invalid, and what only fails a request, is the kernel's
@@ -95,7 +104,8 @@
 //
 //	origin.gate        passed by each origin write from its first copy to the
 //	                   end of the write; shut by the resume of a snapshot
-//	  Group.mu
+//	  turns.turn       held during copies and commits; no lock in the sense below
+//	  Group.mu, turns.mu
 //	  origin.mu        list of snapshots
 //	    snapshot.mu    pending exceptions, queue, allotment in the store, room
 //	      exceptions.mu
@@ -106,7 +116,8 @@
 //
 // No lock is held during I/O on a device, save that a table that takes over asks
 // for the size of its COW device under origin.mu. The gate, the leadership of a
-// commit and the turn to make room are no locks in this sense. A request fills and commits the chunks it
-// allotted itself before it waits for those of others, so that no two can wait
-// for each other. What a request has begun it ends: a context ends waits only.
+// commit, and the turns to save and to make room are no locks in this sense. A
+// request fills and commits the chunks it allotted itself before it waits for
+// those of others, so that no two can wait for each other. What a request has
+// begun it ends: a context ends waits only.
 package snapshot

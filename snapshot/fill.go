@@ -7,8 +7,9 @@ import (
 )
 
 // fill gives the chunks of own their content: what the request writes, and
-// around it the data of the origin. So a chunk is written once, and a chunk
-// that the request covers is not read at all. Filling has begun and takes no
+// around it the data of the origin. So a chunk is written once, a chunk that the
+// request covers is not read at all, and one that it makes zero is not written
+// where the COW device is known to be zero. Filling has begun and takes no
 // context.
 func (s *snapshot) fill(c *core, own *unit, w payload, off, n int64) error {
 	for es := own.es; len(es) > 0; {
@@ -40,6 +41,9 @@ func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64)
 	base := c.offset(e.new) - start
 	ctx := context.Background()
 	if start == from && to >= end {
+		if w.p == nil && c.store.fresh(e.new, e.new+Chunk(k-1)) {
+			return nil
+		}
 		return w.write(ctx, s.cow, base+from, from-off, to-from, false)
 	}
 	if w.p != nil && s.copier.small(end-start) {

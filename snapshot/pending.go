@@ -62,15 +62,14 @@ func (u *unit) showLocked() {
 // before. To the origin an exception that is not committed does not count; to
 // others it does when it is in the table.
 func (s *snapshot) claim(c *core, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
-	return s.claimMore(c, nil, first, last, origin)
-}
-
-// claimMore is claim for one who has a unit already, which is neither filled nor
-// given up: what is allotted is added to it. The chunks come behind those it has.
-func (s *snapshot) claimMore(c *core, mine *unit, first, last Chunk, origin bool) (own *unit, others []*unit, full error) {
-	own = mine
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.claimLocked(c, nil, first, last, origin)
+}
+
+// claimLocked is claim for one who may have claimed chunks before these already,
+// under the same lock: what is allotted is added to that unit, own.
+func (s *snapshot) claimLocked(c *core, own *unit, first, last Chunk, origin bool) (_ *unit, others []*unit, full error) {
 	for at := first; at <= last; {
 		_, n, ok := c.table.find(at)
 		end := last + 1
@@ -394,7 +393,11 @@ func (s *snapshot) unitsIn(from, to int64) (us []*unit) {
 		return nil
 	}
 	for at := first; at <= last; at++ {
-		if u := s.pending[at]; u != nil && (len(us) == 0 || us[len(us)-1] != u) {
+		u := s.pending[at]
+		if u == nil || (u.answered && s.group.o.Hooks.NoNoteCommit) {
+			continue
+		}
+		if len(us) == 0 || us[len(us)-1] != u {
 			us = append(us, u)
 		}
 	}

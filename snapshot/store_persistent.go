@@ -102,18 +102,23 @@ func (s *persistent) bounds() (used, free, need int64) {
 	return s.offset(last), s.offset(s.nextFree), s.offset(end)
 }
 
-// noteFresh looks what is behind the chunks that are in use. A file that has
-// nothing there has nothing either where it grows.
+// noteFresh looks what is behind the chunks that are in use: the first hole there,
+// unless data comes twice. A file that has nothing behind that has nothing either
+// where it grows.
 func (s *persistent) noteFresh(cow blockdev.Device) {
-	at, size := s.offset(s.nextFree), cow.Size()
-	if !s.fits(s.nextFree, size) {
+	if s.nextFree >= s.chunksIn(cow.Size()) {
 		return
 	}
+	at, size := s.offset(s.nextFree), cow.Size()
 	n, hole, err := blockdev.Extent(cow, at)
+	if err == nil && !hole && at+n < size {
+		at += n
+		n, hole, err = blockdev.Extent(cow, at)
+	}
 	if err != nil || !hole {
 		return
 	}
-	s.freshFrom, s.freshTo = s.nextFree, s.chunksIn(at+n)
+	s.freshFrom, s.freshTo = s.chunkOf(at+s.bytes()-1), s.chunksIn(at+n)
 	if at+n >= size {
 		s.freshTo = math.MaxUint64
 	}
