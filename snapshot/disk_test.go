@@ -20,6 +20,7 @@ type disk struct {
 	most   int64          // longest file
 	plain  bool           // no space can be taken beforehand
 	writes int            // that met a full disk
+	before func([]byte)   // called before each write that has its space; may be nil
 }
 
 // disk adds a device on a disk with so many blocks left.
@@ -39,7 +40,7 @@ func (d *disk) take(op string, off, n int64) error {
 			blocks = append(blocks, b)
 		}
 	}
-	if len(blocks) > d.free || off+n > d.most {
+	if len(blocks) > max(d.free, 0) || off+n > d.most {
 		if op == "write" {
 			d.writes++
 		}
@@ -68,6 +69,12 @@ func (d *disk) fullWrites() int {
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.take("write", off, int64(len(p))); err != nil {
 		return 0, err
+	}
+	d.mu.Lock()
+	before := d.before
+	d.mu.Unlock()
+	if before != nil {
+		before(p)
 	}
 	return d.Mem.WriteAt(p, off)
 }

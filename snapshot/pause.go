@@ -144,8 +144,12 @@ func (s *snapshot) pause(ctx context.Context, why error, began time.Time) error 
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
+	bell := s.o.gate.bell.wait()
+	if s.o.gate.isShut() || !origin && s.stopping.Load() {
+		return errAgain // it rang before
+	}
 	select {
-	case <-s.o.gate.bell.wait():
+	case <-bell:
 	case <-t.C:
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for room on the COW device: %w", ctx.Err())

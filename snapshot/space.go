@@ -225,12 +225,12 @@ func (s *snapshot) take(c *core, used, need, goal int64) (int64, error) {
 		s.takeAreas(c, used)
 	}
 	from := max(s.space.taken, used)
-	for {
-		err := blockdev.Preallocate(s.cow, from, max(goal-from, 0))
+	for need, goal = max(need, from), max(goal, from); ; {
+		err := blockdev.Preallocate(s.cow, from, goal-from)
 		switch {
 		case err == nil:
-			s.space.taken = max(goal, from)
-			return s.space.taken, nil
+			s.space.taken = goal
+			return goal, nil
 		case !outOfSpace(err):
 			s.space.noReserve.Store(true)
 			s.log().WithError(err).Warn("no space can be taken beforehand for the COW file: a full disk is met when a chunk is written")

@@ -551,3 +551,46 @@ func TestGrow_AreasKeepTheirSpace(t *testing.T) {
 	}
 	snap.close()
 }
+
+// The chunk that is tried with zeros, where no space can be taken beforehand, is
+// given to nobody meanwhile.
+func TestPause_ProbeWritesOverNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, Options{})
+		fill(t, l.mem("o", 256), 1)
+		cow := l.disk("c", 512, 2)
+		cow.plain = true
+		snap := l.live("0 256 snapshot o c P 8")
+		snap.policy("overflow=pause", "commit=strict")
+		first := make(chan error, 1)
+		go func() { first <- snap.write(2, 0, 8) }()
+		synctest.Wait() // it waits
+		release := make(chan struct{})
+		reached := make(chan struct{}, 8)
+		cow.mu.Lock()
+		cow.before = func(p []byte) {
+			if allZero(p) {
+				select {
+				case reached <- struct{}{}:
+				default:
+				}
+				<-release
+			}
+		}
+		cow.mu.Unlock()
+		cow.give(100)
+		<-reached
+		second := make(chan error, 1)
+		go func() { second <- snap.write(3, 8, 8) }()
+		synctest.Wait()
+		close(release)
+		for _, done := range []chan error{first, second} {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		snap.want(2, 0, 8)
+		snap.want(3, 8, 8)
+		snap.close()
+	})
+}
