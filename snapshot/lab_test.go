@@ -141,7 +141,9 @@ func (l *lab) load(line string, changes ...change) (*table, error) {
 
 // resume brings a loaded table to life.
 func (tb *table) resume() error {
+	tb.l.mu.Lock()
 	tb.live = true
+	tb.l.mu.Unlock()
 	if s, ok := tb.Target.(target.Suspender); ok {
 		if err := s.Preresume(); err != nil {
 			return err
