@@ -100,6 +100,10 @@
 // "damaged", which serves a store as far as it can be read and never writes to
 // it.
 //
+// [PlanRepair] and [Repair.Apply] mend a store in place, behind a [Backup];
+// [PlanRebuild] and [Rebuild.Write] make a new one of what is right in it
+// (docs/cow.md). They are for stores that nobody uses.
+//
 // # Locks
 //
 //	origin.gate        passed by each origin write from its first copy to the

@@ -27,6 +27,10 @@ type Rebuild struct {
 // ErrNeedsOrigin means that larger chunks have parts that only the origin has.
 var ErrNeedsOrigin = fmt.Errorf("%w: larger chunks take data from the origin, which must be given", blockdev.ErrInvalid)
 
+// ErrNeedsSize means that the size of the origin must be known to cut its last
+// chunk.
+var ErrNeedsSize = fmt.Errorf("%w: for another chunk size the size of the origin must be known", blockdev.ErrInvalid)
+
 // PlanRebuild looks through the store on src. Chunk is the chunk size of the
 // new store; 0: that of the old one. Origin, which may be nil, is read for
 // larger chunks and must not change until the end.
@@ -49,7 +53,7 @@ func PlanRebuild(src, origin blockdev.Device, chunk blockdev.Sector, o RepairOpt
 	case chunk > j.chunk && origin == nil:
 		return nil, ErrNeedsOrigin
 	case chunk != j.chunk && o.OriginSize == 0:
-		return nil, fmt.Errorf("%w: for another chunk size the size of the origin must be known", blockdev.ErrInvalid)
+		return nil, ErrNeedsSize
 	}
 	es := make([]exception, 0, 4096)
 	j.each(func(_ uint64, e exception) {

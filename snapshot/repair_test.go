@@ -228,7 +228,7 @@ func TestRebuild_ChunkSize(t *testing.T) {
 		}
 		o := d.options()
 		o.OriginSize = 0
-		if _, err := PlanRebuild(d.dev(), origin, d.chunk*2, o); blockdev.Kind(err) != blockdev.ErrInvalid {
+		if _, err := PlanRebuild(d.dev(), origin, d.chunk*2, o); !errors.Is(err, ErrNeedsSize) {
 			t.Errorf("an origin of no known size: %v", err)
 		}
 	}

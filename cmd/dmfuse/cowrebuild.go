@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/snapshot"
@@ -32,6 +33,9 @@ func (a *app) repairInto(f cowFacts, o repairOptions) error {
 			return fail(exitCode(err), fmt.Errorf("the origin: %w", err), "")
 		}
 		defer dev.Close()
+		if err := f.checkOrigin(chunk, o.force); err != nil {
+			return err
+		}
 		origin = dev
 	}
 	out, err := f.planOutput(o)
@@ -59,6 +63,30 @@ func (a *app) repairInto(f cowFacts, o repairOptions) error {
 	}
 	ans.Losses, ans.Done = r.Losses, true
 	return a.printRepair(ans)
+}
+
+// checkOrigin refuses data of an origin that is not the one of the store, or not
+// as it was: larger chunks would keep it.
+func (f *cowFacts) checkOrigin(chunk blockdev.Sector, force bool) error {
+	if chunk <= f.report.Chunk || force {
+		return nil
+	}
+	p, err := fileAt(f.path)
+	if err != nil {
+		return err
+	}
+	o, err := fileAt(f.originPath)
+	if err != nil {
+		return err
+	}
+	problems := sidecarProblems(p, baseOf{lower: o, size: int64(o.sectors()) * 512})
+	if f.side != nil && f.side.Invalid != nil { // --mark-valid was given
+		problems = problems[1:]
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fail(exitFailed, fmt.Errorf("%s does not go with the origin %s:\n  - %s", f.path, f.originPath, strings.Join(problems, "\n  - ")), "larger chunks would keep its data; if you know better: --force")
 }
 
 // planOutput finds the place of a new store, and refuses one that holds data.

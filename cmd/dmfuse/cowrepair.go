@@ -145,7 +145,7 @@ func (a *app) openRepair(path, origin string, write bool) (f cowFacts, err error
 func explainRepair(f cowFacts, err error) error {
 	err = fmt.Errorf("%s is not repaired: %w", f.path, err)
 	switch {
-	case errors.Is(err, snapshot.ErrNeedsOrigin):
+	case errors.Is(err, snapshot.ErrNeedsOrigin), errors.Is(err, snapshot.ErrNeedsSize):
 		return fail(exitUsage, err, "give it with --origin ORIGIN")
 	case f.report.Header.Valid == 0 && f.report.Chunk != 0 && blockdev.Kind(err) == blockdev.ErrInvalid:
 		return fail(exitFailed, err, "if you know that its origin was not written since, or can live with what may read wrong: --mark-valid")

@@ -1,8 +1,17 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dmfuse/dmfuse/tests/harness"
 	"golang.org/x/sys/unix"
@@ -77,4 +86,82 @@ func TestCowRepair_BlockDevices(t *testing.T) {
 		t.Errorf("the new store reads %q", got)
 	}
 	d.Must("snapshot", "rm", "s")
+}
+
+// A repair in place that is killed at any moment: the backup brings back what
+// was, and a repair that is done again ends.
+func TestCowRepair_Killed(t *testing.T) {
+	dir := harness.TempDir(t)
+	cow, undo := filepath.Join(dir, "cow"), filepath.Join(dir, "undo")
+	bad := badStore(6000)
+	rounds := 12
+	if os.Getenv("DMFUSE_LONG") != "" {
+		rounds = 200
+	}
+	rng := rand.New(rand.NewPCG(20261128, 9))
+	halfway := 0
+	for round := range rounds {
+		if err := os.WriteFile(cow, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(harness.Binary(t), "cow", "repair", cow, "--backup", undo)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := time.AfterFunc(time.Duration(rng.Int64N(int64(40*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		end.Stop()
+		now, err := os.ReadFile(cow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch _, err := os.Stat(undo); {
+		case errors.Is(err, fs.ErrNotExist):
+			if !bytes.Equal(now, bad) {
+				t.Fatalf("round %d: it was changed, and there is no backup", round)
+			}
+			continue
+		case err != nil:
+			t.Fatal(err)
+		}
+		if !bytes.Equal(now, bad) {
+			halfway++
+		}
+		if round%2 == 0 {
+			harness.Must(t, harness.Binary(t), "cow", "repair", cow, "--restore", undo)
+			if now, err := os.ReadFile(cow); err != nil || !bytes.Equal(now, bad) {
+				t.Fatalf("round %d: the backup does not bring back what was (%v)", round, err)
+			}
+		}
+		harness.Must(t, harness.Binary(t), "cow", "repair", cow, "--backup", undo+".2", "--force")
+		harness.Must(t, harness.Binary(t), "cow", "check", cow)
+		if err := os.Remove(undo); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d of %d had changed something", halfway, rounds)
+	if halfway == 0 {
+		t.Error("no repair got as far as changing the store")
+	}
+}
+
+// badStore is a store of n exceptions in chunks of 512 bytes, of which every
+// seventh makes no sense.
+func badStore(n int) []byte {
+	const entries = 32
+	b := make([]byte, (n+n/entries+4)*512)
+	copy(b, "SnAp\x01\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00")
+	next := uint64(2)
+	for i := range n {
+		e := b[512*(1+i/entries*(entries+1))+i%entries*16:]
+		binary.LittleEndian.PutUint64(e, uint64(i))
+		binary.LittleEndian.PutUint64(e[8:], next)
+		if i%7 == 3 {
+			binary.LittleEndian.PutUint64(e[8:], 1<<40)
+		}
+		if next++; next%(entries+1) == 1 {
+			next++
+		}
+	}
+	return b
 }
