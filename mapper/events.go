@@ -186,6 +186,10 @@ func (d *Device) report(kind EventKind, text string) {
 	})
 }
 
+// Tell tells listeners of something that somebody else did with the device, or
+// found.
+func (d *Device) Tell(kind EventKind, text string) { d.report(kind, text) }
+
 // targetEvent is an event of a target of the live table.
 func (d *Device) targetEvent() {
 	d.events.raise()

@@ -2,6 +2,7 @@ package mapper
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
@@ -66,6 +67,33 @@ func (d *Device) addGuard(path string) error {
 		return d.errGone()
 	}
 	return nil
+}
+
+// EndGuards ends the guards of a file on all devices, as the daemon is going to
+// write to it itself and sees to it that they stay right.
+func (m *Manager) EndGuards(path string) error {
+	was, err := guardState(path)
+	if err != nil {
+		return err
+	}
+	id := (&guard{was: was}).id()
+	for _, d := range m.Devices() {
+		if d.releaseGuards(func(g *guard) bool { return g.id() == id }) {
+			d.record()
+		}
+	}
+	return nil
+}
+
+// Guards tells whether a file is watched for a device.
+func (m *Manager) Guards(d *Device, path string) bool {
+	was, err := guardState(path)
+	if err != nil {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(d.guards, func(g *guard) bool { return g.id() == (&guard{was: was}).id() })
 }
 
 // guardState is what a guarded file looks like now.

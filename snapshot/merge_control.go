@@ -134,6 +134,16 @@ func (m *mergeTarget) apply(p mergePolicies) {
 // sidecar.
 const mergePolicyPrefix = "merge-"
 
+// EndMerging takes away what only a merge under way needs.
+func (s *Sidecar) EndMerging() {
+	s.Merging = nil
+	for key := range s.Policies {
+		if strings.HasPrefix(key, mergePolicyPrefix) {
+			delete(s.Policies, key)
+		}
+	}
+}
+
 // keep writes the policies into the sidecar, if the COW file has one: a restart
 // finds them there.
 func (m *mergeTarget) keep(p mergePolicies) error {

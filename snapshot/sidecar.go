@@ -48,6 +48,9 @@ type Sidecar struct {
 	// Closed is set when the snapshot was removed and its COW kept; nil: it is
 	// open, or that is not known.
 	Closed *SidecarClosed `json:"closed,omitempty"`
+	// Merging is set while snapshot merge makes the store part of its origin: until
+	// the end each of the two alone is half of the data.
+	Merging *SidecarMerging `json:"merging,omitempty"`
 	// Policies are what table lines cannot say.
 	Policies map[string]string `json:"policies,omitempty"`
 	// Invalid is set when the snapshot became invalid and the store itself
@@ -74,6 +77,12 @@ type SidecarClosed struct {
 // SidecarInvalid says why and when a snapshot became invalid.
 type SidecarInvalid struct {
 	Reason string    `json:"reason"`
+	Time   time.Time `json:"time"`
+}
+
+// SidecarMerging says which device a store is merged into, and since when.
+type SidecarMerging struct {
+	Device string    `json:"device"`
 	Time   time.Time `json:"time"`
 }
 

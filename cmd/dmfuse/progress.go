@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type work struct {
 	RateBytes   int64   `json:"rate_bytes"`   // a second; 0: nothing moves, or not known yet
 	LeftSeconds float64 `json:"left_seconds"` // -1: not known
 	Detail      string  `json:"detail,omitempty"`
+	next        string  // what to do when it failed
 }
 
 // The states in which nobody need wait any longer.
@@ -79,7 +81,7 @@ func (a *app) follow(ctx context.Context, ask func(context.Context) (work, error
 			return true, nil
 		case workFailed:
 			v.end()
-			return false, fail(exitFailed, fmt.Errorf("the %s of %s does not go on: %s", w.Kind, w.Device, w.Detail), "see the device with: dmfuse mirror status "+shellQuote(w.Device))
+			return false, fail(exitFailed, fmt.Errorf("the %s of %s does not go on: %s", w.Kind, w.Device, w.Detail), cmp.Or(w.next, "see the device with: dmfuse mirror status "+shellQuote(w.Device)))
 		}
 		select {
 		case <-ctx.Done():

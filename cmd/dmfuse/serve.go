@@ -178,6 +178,7 @@ type daemon struct {
 	mount     *fs.Server
 	mountDev  devNum // of the file system that mount is
 	server    *server.Server
+	merges    *merges
 	listener  net.Listener
 	serving   chan error
 	leftovers []control.Leftover
@@ -282,11 +283,13 @@ func (d *daemon) listen() error {
 		return err
 	}
 	d.listener = l
+	d.merges = newMerges(d.manager, filepath.Join(d.o.runDir, "merges"), d.log)
 	d.server = server.New(server.Options{
 		Manager: d.manager, Targets: targetTypes(d.types()), Version: d.version, Log: d.log,
 		Path:     func(name string) string { return filepath.Join(d.o.mount, name) },
-		Shutdown: d.shutdown,
+		Shutdown: d.shutdown, Merges: d.merges,
 	})
+	d.merges.start(d.server.Apply)
 	d.serving = make(chan error, 1)
 	go func() { d.serving <- d.server.Serve(l) }()
 	return nil
@@ -443,6 +446,7 @@ func (d *daemon) shutdown(ctx context.Context, pid int, force bool) error {
 	if err := d.unmount(ctx, force); err != nil {
 		return err
 	}
+	d.merges.close()
 	if d.worker != nil {
 		d.worker.Report("final")
 	}

@@ -233,6 +233,8 @@ func (s *session) usesOf(p place) []use {
 				switch {
 				case l.Type == "snapshot-origin":
 					role = "origin"
+				case l.Type == "snapshot-merge" && i == 0:
+					role = "origin"
 				case m.isSnapshot() && i == 0:
 					role = "base"
 				case m.isSnapshot() && i == 1:

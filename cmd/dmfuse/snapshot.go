@@ -18,6 +18,7 @@ func newSnapshotCommand(a *app) *cobra.Command {
 		newSnapshotExportCommand(a),
 		newSnapshotApplyCommand(a),
 		newSnapshotRmCommand(a),
+		newSnapshotMergeCommand(a),
 	)
 	return cmd
 }

@@ -278,19 +278,25 @@ func (a *app) snapshotCalled(ctx context.Context, name string) (*session, mapped
 	if err := s.loadAll(ctx, true); err != nil {
 		return nil, mapped{}, err
 	}
+	m, err := s.snapshotAmong(name)
+	return s, m, err
+}
+
+// snapshotAmong finds a snapshot by its name. It needs loadAll.
+func (s *session) snapshotAmong(name string) (mapped, error) {
 	m, ok := s.called(name)
 	if name == "" {
-		return nil, m, errEmptyName()
+		return m, errEmptyName()
 	}
 	if !ok {
-		return nil, m, noSuchDevice(name)
+		return m, noSuchDevice(name)
 	}
 	if !m.isSnapshot() {
 		kind := "has no live table"
 		if len(m.lines) > 0 {
 			kind = "is a device of type " + m.lines[0].Type
 		}
-		return nil, m, fail(exitFailed, fmt.Errorf("%s is no snapshot: it %s", name, kind), "see the snapshots with: dmfuse snapshot ls")
+		return m, fail(exitFailed, fmt.Errorf("%s is no snapshot: it %s", name, kind), "see the snapshots with: dmfuse snapshot ls")
 	}
-	return s, m, nil
+	return m, nil
 }

@@ -96,6 +96,9 @@ func (a *app) snapshotOpen(ctx context.Context, o openOptions) error {
 	if err != nil {
 		return err
 	}
+	if side, ok, _ := readSidecar(p); ok && side.Merging != nil {
+		a.note("a merge of it into %s was under way: the origin alone is half of the data; go on with: dmfuse snapshot merge %s", side.Merging.Device, shellQuote(o.create.name))
+	}
 	if err := markOpen(p); err != nil {
 		a.note("the sidecar of %s still says that it is closed: %v", p.path, err)
 	}

@@ -42,6 +42,10 @@ func (a *app) snapshotRm(ctx context.Context, name string, keep bool) error {
 	if err != nil {
 		return err
 	}
+	if m.lines[0].Type == "snapshot-merge" {
+		return fail(exitBusy, fmt.Errorf("%s is the origin device into which a snapshot is merged: without its COW half of the data would be gone", name),
+			"wait for the end: dmfuse snapshot merge "+shellQuote(name)+" --wait")
+	}
 	p, err := s.findWord(m.lines[0].Args[1])
 	if err != nil && !isMissing(err) { // a COW that is gone does not keep its snapshot
 		return err
@@ -83,8 +87,16 @@ func (s *session) remove(ctx context.Context, m mapped) error {
 	if errorCode(err) != control.CodeBusy {
 		return err
 	}
-	var who []string
-	next := "end this use first"
+	who, next := s.holdersOf(m)
+	if len(who) == 0 {
+		return err
+	}
+	return fail(exitBusy, fmt.Errorf("%s is in use by %s", m.Name, strings.Join(who, ", ")), next)
+}
+
+// holdersOf names who has a device open, and what to do about it.
+func (s *session) holdersOf(m mapped) (who []string, next string) {
+	next = "end this use first"
 	loops, _ := loopsOn(m.Path)
 	for _, l := range loops {
 		who = append(who, "the loop device "+l.path()+usersText(l))
@@ -98,10 +110,7 @@ func (s *session) remove(ctx context.Context, m mapped) error {
 			who = append(who, fmt.Sprintf("pid %d (%s)", pid, commandName(pid)))
 		}
 	}
-	if len(who) == 0 {
-		return err
-	}
-	return fail(exitBusy, fmt.Errorf("%s is in use by %s", m.Name, strings.Join(who, ", ")), next)
+	return who, next
 }
 
 // deleteCow deletes a COW file that snapshot create made, and its sidecar. It

@@ -41,26 +41,32 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 	if err := body(r, &req); err != nil {
 		return nil, err
 	}
+	return s.Apply(r.Context(), req.Steps)
+}
+
+// Apply runs steps in order, all or nothing, as for a request. Only one list is
+// run at a time.
+func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.ApplyReply, error) {
 	select {
 	case s.apply <- struct{}{}:
 		defer func() { <-s.apply }()
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+	case <-ctx.Done():
+		return control.ApplyReply{}, ctx.Err()
 	}
 	run := &applyRun{s: s, made: map[string]int{}}
 	run.reply.Results = []control.StepResult{} // an empty list, not null
-	defer run.close(r.Context())
-	for i := 0; i < len(req.Steps); {
+	defer run.close(ctx)
+	for i := 0; i < len(steps); {
 		n := 1
-		for i+n < len(req.Steps) && req.Steps[i+n].Together {
+		for i+n < len(steps) && steps[i+n].Together {
 			n++
 		}
 		// The caller may have gone between two steps.
-		if err := r.Context().Err(); err != nil {
-			return nil, run.fail(r.Context(), err, i, req.Steps[i])
+		if err := ctx.Err(); err != nil {
+			return run.reply, run.fail(ctx, err, i, steps[i])
 		}
-		if err := run.together(r.Context(), i, req.Steps[i:i+n]); err != nil {
-			return nil, err
+		if err := run.together(ctx, i, steps[i:i+n]); err != nil {
+			return run.reply, err
 		}
 		i += n
 	}

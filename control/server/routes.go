@@ -29,6 +29,8 @@ func (s *Server) handlers() map[string]handler {
 		"GET /v1/targets":     s.targets,
 		"GET /v1/devices":     s.devices,
 		"GET /v1/jobs":        s.jobs,
+		"GET /v1/merges":      s.merges,
+		"POST /v1/merges":     s.merge,
 		"POST /v1/apply":      s.applySteps,
 		"POST /v1/remove-all": s.removeAll,
 		"POST /v1/shutdown":   s.shutdown,

@@ -36,6 +36,9 @@ type Options struct {
 	// asks. Nil: refused.
 	Shutdown func(ctx context.Context, pid int, force bool) error
 
+	// Merges merges snapshots. Nil: refused.
+	Merges Merger
+
 	// Allowed says whether a user may use the socket. Nil: root and the user
 	// this process runs as.
 	Allowed func(uid uint32) bool
