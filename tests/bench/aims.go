@@ -63,6 +63,9 @@ func aims() []aim {
 		{Row: "memory/resync-sparse", Subject: nameSparseNew, Against: nameResync, AtLeast: 10},
 		{Row: "memory/create-1000", Subject: nameCreate, AtMost: 2},
 		{Row: "memory/idle-1000", Subject: nameIdle, AtMost: 64},
+		{Row: "memory/merge", Subject: nameMerge64k, Against: nameCommit, AtLeast: 2},
+		{Row: "memory/merge", Subject: nameMerge4k, Against: nameCommit, AtLeast: 2},
+		{Row: "disk/merge", Subject: nameMerge64k, Against: nameCommit, AtLeast: 2},
 		{Row: "memory/first-byte-1TiB", Subject: nameFirstByte, AtMost: 50},
 	}
 }

@@ -64,6 +64,11 @@ func tasks() []task {
 			{nameSparseResync, true, nil, copyTask(true, withMirror)},
 			{nameSparseNew, true, nil, copyTask(true, toNew(withMirror))},
 		}},
+		{"merge", "MB/s", both, []taskSubject{
+			{nameCommit, false, []string{"qemu-img", "qemu-io"}, mergeTask(withCommit)},
+			{nameMerge64k, true, nil, mergeTask(withMerge(128))},
+			{nameMerge4k, true, nil, mergeTask(withMerge(8))},
+		}},
 		{"first-byte-1TiB", "ms", both, []taskSubject{{nameFirstByte, true, nil, firstByte}}},
 	})
 }
