@@ -32,6 +32,17 @@ func (m CopyMethod) String() string {
 //
 // The copy is as durable as a write.
 func Copy(dst Device, dstOff int64, src Device, srcOff, n int64) (CopyMethod, error) {
+	return copyBelow(dst, dstOff, src, srcOff, n, false)
+}
+
+// Reflink is [Copy] that copies nothing: where the ranges cannot share their
+// blocks it is [ErrUnsupported].
+func Reflink(dst Device, dstOff int64, src Device, srcOff, n int64) error {
+	_, err := copyBelow(dst, dstOff, src, srcOff, n, true)
+	return err
+}
+
+func copyBelow(dst Device, dstOff int64, src Device, srcOff, n int64, share bool) (CopyMethod, error) {
 	to, toOff, err := fileBelow(dst, dstOff, n, true)
 	if err != nil {
 		return CopyNone, err
@@ -46,7 +57,7 @@ func Copy(dst Device, dstOff int64, src Device, srcOff, n int64) (CopyMethod, er
 	if to.id == from.id && toOff < fromOff+n && fromOff < toOff+n && n > 0 {
 		return CopyNone, fmt.Errorf("%w: the ranges of a copy within %s overlap", ErrInvalid, to.name)
 	}
-	return copyFiles(to, toOff, from, fromOff, n)
+	return copyFiles(to, toOff, from, fromOff, n, share)
 }
 
 // fileBelow finds the file that n bytes at off of a device lie in, and where.
@@ -75,7 +86,7 @@ func fileBelow(d Device, off, n int64, write bool) (*File, int64, error) {
 	}
 }
 
-func copyFiles(to *File, toOff int64, from *File, fromOff, n int64) (CopyMethod, error) {
+func copyFiles(to *File, toOff int64, from *File, fromOff, n int64, share bool) (CopyMethod, error) {
 	out, _, err := to.begin(toOff, n)
 	if err != nil {
 		return CopyNone, to.fail("write", toOff, n, err)
@@ -106,6 +117,9 @@ func copyFiles(to *File, toOff int64, from *File, fromOff, n int64) (CopyMethod,
 	defer doneIn()
 	if reflink(out, toOff, in, fromOff, n) {
 		return CopyReflink, nil
+	}
+	if share {
+		return CopyNone, ErrUnsupported
 	}
 	if err := copyRange(out, toOff, in, fromOff, n, copyStep); err != nil {
 		if unsupported(err) || errors.Is(err, unix.EXDEV) {

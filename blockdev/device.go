@@ -57,6 +57,14 @@ type Extenter interface {
 	Extent(off int64) (length int64, hole bool, err error)
 }
 
+// DataSeeker is a device that can tell where data begins without looking for its
+// end, as [Extenter] does: tmpfs walks there page by page.
+type DataSeeker interface {
+	// NextData is the first byte of data at or after off, the size when there is
+	// none. An off at or past the end is [ErrRange].
+	NextData(off int64) (int64, error)
+}
+
 // BlockSizer is a device with a logical block size.
 type BlockSizer interface {
 	// BlockSize is the smallest unit the device writes atomically, in bytes: a
@@ -125,6 +133,18 @@ func Extent(d Device, off int64) (length int64, hole bool, err error) {
 		return 0, false, ErrRange
 	}
 	return size - off, false, nil
+}
+
+// NextData is that of [DataSeeker], found by [Extent] on other devices.
+func NextData(d Device, off int64) (int64, error) {
+	if s, ok := d.(DataSeeker); ok {
+		return s.NextData(off)
+	}
+	n, hole, err := Extent(d, off)
+	if err == nil && hole {
+		off += n
+	}
+	return off, err
 }
 
 var zeros [64 << 10]byte

@@ -172,6 +172,34 @@ func (f *File) Extent(off int64) (length int64, hole bool, err error) {
 	return end - off, false, nil
 }
 
+// NextData is the first byte of data from off on; where the file system does not
+// know, and on a block device, that is off.
+func (f *File) NextData(off int64) (int64, error) {
+	fd, err := f.fd.take()
+	if err != nil {
+		return 0, f.fail("extent", off, 0, err)
+	}
+	defer f.fd.drop()
+	size, err := f.sizeOf(fd)
+	if err == nil && (off < 0 || off >= size) {
+		err = ErrRange
+	}
+	if err != nil {
+		return 0, f.fail("extent", off, 0, err)
+	}
+	if f.block {
+		return off, nil
+	}
+	data, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	switch {
+	case err == unix.ENXIO:
+		return size, nil
+	case err != nil:
+		return off, nil
+	}
+	return min(data, size), nil
+}
+
 // Grow makes a regular file at least size bytes long.
 func (f *File) Grow(size int64) error {
 	f.mode.Lock()

@@ -111,6 +111,14 @@ func (h *Handle) Extent(off int64) (length int64, hole bool, err error) {
 	return h.file.Extent(off)
 }
 
+// NextData tells where data begins, see [File.NextData].
+func (h *Handle) NextData(off int64) (int64, error) {
+	if err := h.check("extent", off, 0, false); err != nil {
+		return 0, err
+	}
+	return h.file.NextData(off)
+}
+
 // Grow grows the file.
 func (h *Handle) Grow(size int64) error {
 	if err := h.check("grow", 0, size, true); err != nil {

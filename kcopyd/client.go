@@ -48,6 +48,10 @@ type Options struct {
 	// may be busy with callbacks.
 	Workers int
 
+	// ReflinkOnly asks the file system for a copy only where it shares the blocks:
+	// one through the page cache is slower than several workers are.
+	ReflinkOnly bool
+
 	// manual (tests only) starts no goroutines: the test calls step.
 	manual bool
 	// copyRange (tests only) stands for the file system's copy.
@@ -99,7 +103,11 @@ func New(o Options) (*Client, error) {
 	if o.Workers == 0 {
 		o.Workers = defaultWorkers
 	}
-	if o.copyRange == nil {
+	switch {
+	case o.copyRange != nil:
+	case o.ReflinkOnly:
+		o.copyRange = blockdev.Reflink
+	default:
 		o.copyRange = copyRange
 	}
 	c := &Client{

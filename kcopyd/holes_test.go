@@ -183,3 +183,39 @@ func TestHoles_StrangeAnswers(t *testing.T) {
 	check(t, devtest.CheckZero(dst, 0, 50))
 	check(t, devtest.Check(dst, garbageSeed, 50, 50))
 }
+
+// TestHoles_ShortScan finds the holes that are a grain or longer, by what the
+// beginning of each grain says, and copies what is right in any case.
+func TestHoles_ShortScan(t *testing.T) {
+	const n, grain = 4096, scanGrain / 512
+	for name, data := range map[string][]blockdev.Range{
+		"all hole":    nil,
+		"all data":    {{Start: 0, Count: n}},
+		"grains":      {{Start: 0, Count: grain}, {Start: 3 * grain, Count: grain}},
+		"small holes": {{Start: 8, Count: 8}, {Start: 24, Count: 8}, {Start: 1024, Count: 256}, {Start: 4088, Count: 8}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src, dst := holey(t, n, data...), filled(t, garbageSeed, n)
+			c := newClient(t, Options{})
+			done := make(chan bool, 1)
+			c.Copy(Region{src, 0, n}, []Region{{dst, 0, n}}, ShortScan, func(read bool, write uint64) { done <- !read && write == 0 })
+			if !<-done {
+				t.Fatal("the copy has failed")
+			}
+			checkHoley(t, dst, 0, n, data...)
+			holes := int64(0)
+			for off := int64(0); off < dst.Size(); {
+				k, hole, err := dst.Extent(off)
+				check(t, err)
+				if hole {
+					holes += k
+				}
+				off += k
+			}
+			want := map[string]int64{"all hole": n * 512, "grains": (n - 2*grain) * 512}[name]
+			if holes < want {
+				t.Errorf("%d bytes of holes in the destination, expected %d", holes, want)
+			}
+		})
+	}
+}

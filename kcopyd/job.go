@@ -33,6 +33,17 @@ const (
 	// WriteSeq writes each destination in rising order, one segment at a time,
 	// as zoned devices need it. It clears IgnoreError.
 	WriteSeq Flags = 1 << 2
+	// ShortScan, which the kernel has not, finds holes of the source by looking
+	// every scanGrain bytes whether there is data, for sources that are not read
+	// in rising order: finding the end of data may take as long as the data is.
+	ShortScan Flags = 1 << 8
+)
+
+// scanGrain is the length of which a scan under ShortScan looks at the beginning,
+// scanMost what it looks over at a time.
+const (
+	scanGrain = 64 << 10
+	scanMost  = 4 << 20
 )
 
 // Notify is told once how a request ended: whether some read failed, and one

@@ -82,7 +82,11 @@ func (c *Client) scan(j *Job) {
 	at := j.progress // nobody hands out segments while scanning
 	left := (j.total - at).Bytes()
 	off := (j.from.Start + at).Bytes()
-	length, hole, err := blockdev.Extent(j.from.Dev, off)
+	find := blockdev.Extent
+	if j.flags&ShortScan != 0 {
+		find = shortScan(left)
+	}
+	length, hole, err := find(j.from.Dev, off)
 	data := int64(0)
 	var n blockdev.Sector
 	switch {
@@ -99,7 +103,9 @@ func (c *Client) scan(j *Job) {
 		n = blockdev.SectorsIn(length + blockdev.SectorSize - 1)
 	}
 	c.mu.Lock()
-	c.rememberLocked(j.from.Dev, off, data)
+	if j.flags&ShortScan == 0 {
+		c.rememberLocked(j.from.Dev, off, data)
+	}
 	j.runEnd, j.runHole = at+n, hole
 	j.scanning = false
 	if j.moreLocked() {
@@ -107,6 +113,25 @@ func (c *Client) scan(j *Job) {
 		c.starved = false
 	} else {
 		c.advanceLocked(j)
+	}
+}
+
+// shortScan is [blockdev.Extent] that looks no further than left bytes, and for
+// data only at the beginning of each grain.
+func shortScan(left int64) func(d blockdev.Device, off int64) (int64, bool, error) {
+	return func(d blockdev.Device, off int64) (int64, bool, error) {
+		next, err := blockdev.NextData(d, off)
+		if err != nil || next > off {
+			return next - off, true, err
+		}
+		most := min(left, scanMost)
+		n := int64(scanGrain)
+		for ; n < most; n += scanGrain {
+			if next, err := blockdev.NextData(d, off+n); err != nil || next != off+n {
+				break
+			}
+		}
+		return min(n, most), false, nil
 	}
 }
 

@@ -67,8 +67,8 @@ func (g *Group) newMerge(env *target.Env, args []string) (target.Target, error) 
 		_ = s.o.release()
 		return nil, err
 	}
-	m.copies, _ = kcopyd.New(kcopyd.Options{Pages: mergePages, Throttle: m.throttle})
-	m.again, _ = kcopyd.New(kcopyd.Options{Pages: mergePages})
+	m.copies, _ = kcopyd.New(kcopyd.Options{Pages: mergePages, Throttle: m.throttle, ReflinkOnly: true})
+	m.again, _ = kcopyd.New(kcopyd.Options{Pages: mergePages, ReflinkOnly: true})
 	m.readPolicies()
 	m.lost = env.Restoring && s.health.invalid.Load() && s.core.Load() == nil
 	return m, nil

@@ -12,12 +12,16 @@ import (
 	"github.com/dmfuse/dmfuse/kcopyd"
 )
 
-// mergeBytes is about how much one step merges: as many chunks as share the
-// barriers of a step.
-const mergeBytes = 4 << 20
+// The length of a step is that of what can be copied in mergeTime, within these
+// bounds: all of its chunks share the barriers.
+const (
+	mergeStart = 4 << 20
+	mergeMost  = 64 << 20
+	mergeTime  = 250 * time.Millisecond
 
-// maxMergeEntries bounds the list of a step with small chunks.
-const maxMergeEntries = 4096
+	// maxMergeEntries bounds the list of a step with small chunks.
+	maxMergeEntries = 16384
+)
 
 // mergePages is the budget for copies in pages: 2 MiB.
 const mergePages = 512
@@ -172,7 +176,7 @@ func (m *mergeTarget) copyBack(ctx context.Context, copies *kcopyd.Client, c *co
 			count := blockdev.SectorsIn(n)
 			jobs = append(jobs, copies.Copy(
 				kcopyd.Region{Dev: m.s.cow, Start: blockdev.SectorsIn(c.offset(es[0].new)), Count: count},
-				[]kcopyd.Region{{Dev: m.s.source, Start: blockdev.SectorsIn(start), Count: count}}, 0,
+				[]kcopyd.Region{{Dev: m.s.source, Start: blockdev.SectorsIn(start), Count: count}}, kcopyd.ShortScan,
 				func(read bool, write uint64) { results <- read || write != 0 }))
 		}
 		es = es[k:]
@@ -204,9 +208,9 @@ func (m *mergeTarget) copyBack(ctx context.Context, copies *kcopyd.Client, c *co
 	return fmt.Errorf("%w: copying to the origin", blockdev.ErrIO)
 }
 
-// run merges until all is done, something fails, or the target is suspended.
-// When a step fails it goes on with single chunks, so that as many are merged as
-// can be.
+// run merges until all is done, something fails, or the target is suspended. A
+// step that fails is tried again with a single chunk, and so on from there, so that
+// as many are merged as can be.
 func (m *mergeTarget) run(ctx context.Context) {
 	defer close(m.stopped)
 	n := 0
@@ -214,9 +218,12 @@ func (m *mergeTarget) run(ctx context.Context) {
 		if m.s.health.invalid.Load() || !m.waitPause(ctx) {
 			return
 		}
+		shift := m.s.core.Load().shift
 		if n == 0 {
-			n = int(min(max(mergeBytes>>m.s.core.Load().shift, 1), maxMergeEntries))
+			n = mergeStart >> shift
 		}
+		n = max(1, min(n, mergeMost>>shift, maxMergeEntries))
+		begin := time.Now()
 		finished, err := m.step(ctx, n)
 		m.rate.add(time.Now(), m.done.Load())
 		switch {
@@ -230,6 +237,10 @@ func (m *mergeTarget) run(ctx context.Context) {
 		case err != nil:
 			m.fail(err)
 			return
+		case time.Since(begin) < mergeTime/2:
+			n *= 2
+		case time.Since(begin) > 2*mergeTime:
+			n /= 2
 		}
 	}
 }

@@ -235,6 +235,13 @@ func extents(t *testing.T, dev blockdev.Device) {
 		if hole && !bytes.Equal(content[off:off+n], make([]byte, n)) {
 			t.Errorf("the hole %d+%d has data", off, n)
 		}
+		want := off
+		if hole {
+			want += n
+		}
+		if next, err := blockdev.NextData(dev, off); err != nil || next != want {
+			t.Errorf("next data at %d: %d, %v; expected %d", off, next, err, want)
+		}
 		if n > 1 {
 			if m, h, err := blockdev.Extent(dev, off+1); err != nil || h != hole || m != n-1 {
 				t.Errorf("extent at %d: %d, %v; one byte later: %d, %v, %v", off, n, hole, m, h, err)
@@ -245,6 +252,9 @@ func extents(t *testing.T, dev blockdev.Device) {
 	for _, off := range []int64{-1, size, size + 1} {
 		if _, _, err := blockdev.Extent(dev, off); !errors.Is(err, blockdev.ErrRange) {
 			t.Errorf("extent at end%+d: %v", off-size, err)
+		}
+		if _, err := blockdev.NextData(dev, off); !errors.Is(err, blockdev.ErrRange) {
+			t.Errorf("next data at end%+d: %v", off-size, err)
 		}
 	}
 }
