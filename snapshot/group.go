@@ -22,6 +22,8 @@ type Options struct {
 	CopyPages int
 	// Notes says where the exceptions of writes that are answered first stand.
 	Notes Notes
+	// MergeBytes is the most that one step of a merge takes; 0: as much as is quick.
+	MergeBytes int64
 	// Hooks break the rules of the package on purpose. For tests only.
 	Hooks Hooks
 }

@@ -222,7 +222,11 @@ func (m *mergeTarget) run(ctx context.Context) {
 		if n == 0 {
 			n = mergeStart >> shift
 		}
-		n = max(1, min(n, mergeMost>>shift, maxMergeEntries))
+		n = min(n, mergeMost>>shift, maxMergeEntries)
+		if most := m.s.group.o.MergeBytes; most > 0 {
+			n = min(n, int(most>>shift))
+		}
+		n = max(1, n)
 		begin := time.Now()
 		finished, err := m.step(ctx, n)
 		m.rate.add(time.Now(), m.done.Load())

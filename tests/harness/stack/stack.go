@@ -31,15 +31,26 @@ type Stack struct {
 // New makes an empty one, which is closed after the test if it is not before.
 func New(t testing.TB) *Stack {
 	t.Helper()
-	return NewMirrors(t, mirror.Options{})
+	return newStack(t, mirror.Options{}, snapshot.Options{})
 }
 
 // NewMirrors is New with options for the mirrors.
 func NewMirrors(t testing.TB, o mirror.Options) *Stack {
 	t.Helper()
+	return newStack(t, o, snapshot.Options{})
+}
+
+// NewSnapshots is New with options for the snapshots.
+func NewSnapshots(t testing.TB, o snapshot.Options) *Stack {
+	t.Helper()
+	return newStack(t, mirror.Options{}, o)
+}
+
+func newStack(t testing.TB, o mirror.Options, so snapshot.Options) *Stack {
+	t.Helper()
 	pool := blockdev.NewPool(blockdev.PoolOptions{})
 	m, err := mapper.New(mapper.Options{
-		Types: target.NewSet(slices.Concat(basic.Types(), snapshot.NewGroup(snapshot.Options{}).Types(), mirror.Types(o))...),
+		Types: target.NewSet(slices.Concat(basic.Types(), snapshot.NewGroup(so).Types(), mirror.Types(o))...),
 		OpenLower: func(path string, write bool) (target.Lower, error) {
 			h, err := pool.Open(path, write)
 			if err != nil {
