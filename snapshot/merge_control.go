@@ -34,14 +34,21 @@ func (m *mergeTarget) Message(_ context.Context, words []string) (string, error)
 		b, err := json.Marshal(m.Usage())
 		return string(b), err
 	case verb == "pause" && len(args) == 0:
-		return "", m.change("paused=yes")
+		_, err := m.change("paused=yes")
+		return "", err
 	case verb == "continue" && len(args) == 0:
-		return "", errors.Join(m.change("paused=no"), m.retry())
+		_, err := m.change("paused=no")
+		return "", errors.Join(err, m.retry())
 	case verb == "throttle" && len(args) == 1:
-		return "", m.change("throttle=" + args[0])
+		_, err := m.change("throttle=" + args[0])
+		return "", err
 	case verb == "policy":
-		err := m.change(args...)
-		return m.policies(), err
+		kept, err := m.change(args...)
+		text := m.policies()
+		if !kept {
+			text += " kept=no" // they count until the daemon ends
+		}
+		return text, err
 	}
 	return "", fmt.Errorf("%w: snapshot-merge: unknown message %q: expected usage, throttle PERCENT|RATE/s, pause, continue or policy [KEY=VALUE...]", blockdev.ErrInvalid, strings.Join(words, " "))
 }
@@ -96,24 +103,26 @@ func (m *mergeTarget) present() mergePolicies {
 	return mergePolicies{m.limit, m.unpaused != nil}
 }
 
-// change changes policies, all or none, and keeps them beside the COW file.
-func (m *mergeTarget) change(changes ...string) error {
+// change changes policies, all or none, and keeps them beside the COW file; kept
+// is false where that is not possible.
+func (m *mergeTarget) change(changes ...string) (kept bool, err error) {
 	if len(changes) == 0 {
-		return nil
+		return true, nil
 	}
 	m.keeping.Lock()
 	defer m.keeping.Unlock()
 	p := m.present()
 	for _, c := range changes {
 		if err := p.set(c); err != nil {
-			return err
+			return true, err
 		}
 	}
-	if err := m.keep(p); err != nil {
-		return fmt.Errorf("the sidecar of the COW device cannot be written: %w", err)
+	kept, err = m.keep(p)
+	if err != nil {
+		m.s.log().WithError(err).Warn("the policies of the merge are not kept")
 	}
 	m.apply(p)
-	return nil
+	return kept, nil
 }
 
 func (m *mergeTarget) apply(p mergePolicies) {
@@ -146,19 +155,19 @@ func (s *Sidecar) EndMerging() {
 
 // keep writes the policies into the sidecar, if the COW file has one: a restart
 // finds them there.
-func (m *mergeTarget) keep(p mergePolicies) error {
+func (m *mergeTarget) keep(p mergePolicies) (kept bool, err error) {
 	m.s.sidecar.Lock()
 	defer m.s.sidecar.Unlock()
 	file := m.s.cowFile()
 	if file == "" {
-		return nil
+		return false, nil
 	}
 	side, err := ReadSidecar(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if side.Policies == nil {
 		side.Policies = make(map[string]string)
@@ -167,7 +176,10 @@ func (m *mergeTarget) keep(p mergePolicies) error {
 		key, value, _ := strings.Cut(w, "=")
 		side.Policies[mergePolicyPrefix+key] = value
 	}
-	return WriteSidecar(file, side)
+	if err := WriteSidecar(file, side); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 // readPolicies takes those over that a merge had before a restart.
