@@ -133,12 +133,24 @@ func (l *ringLoop) leave() {
 	for _, q := range l.queues {
 		q.wake()
 	}
-	l.threads.Wait()
+	l.threads.Wait() // which start helpers
+	for _, q := range l.queues {
+		for _, h := range q.helpers {
+			h.wake()
+		}
+	}
+}
+
+// fail ends the loop: a ring is of no use any more, and the requests in it wait.
+func (l *ringLoop) fail(err error) {
+	l.dev.log.WithError(err).Error("io_uring failed; the mount is of no use any more")
+	l.dev.once.Do(func() { close(l.dev.gone) })
 }
 
 // end takes back the queues of a mount that does without them.
 func (l *ringLoop) end() {
 	l.leave()
+	l.dev.readers.Wait()
 	l.dev.handed.Wait()
 	l.unmap()
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -37,9 +39,10 @@ const wakeData = 1<<64 - 1
 // ringQueue is the queue of one CPU, with a thread of its own. All but finish
 // runs on that thread.
 //
-// What can be done at once is, there and then. All else is given to goroutines,
-// which put the entry on a list when they are done; only the thread submits. So
-// nothing that waits holds it up, and answers go out in batches.
+// What can be done at once is, there and then. All else is given to helpers, and
+// to goroutines when these have work. Goroutines put the entry on a list when they
+// are done; only threads submit. So nothing that waits holds the queue up, and
+// answers go out in batches.
 type ringQueue struct {
 	l   *ringLoop
 	cpu int
@@ -48,9 +51,14 @@ type ringQueue struct {
 	events  int // eventfd: a goroutine is done, or the end has come
 	pins    pins
 	entries []*ringEntry
-	live    int // entries that the kernel knows
-	away    int // of these, with a goroutine
+	known   atomic.Pointer[[]*ringEntry] // entries, for helpers
+	live    atomic.Int32                 // entries that the kernel knows
+	away    atomic.Int32                 // of these, with a helper or goroutine
 	memory  [][]byte
+
+	helpers []*ringHelper
+	idleMu  sync.Mutex
+	idle    []*ringHelper // guarded by idleMu
 
 	nudges uint64 // sent so far
 
@@ -113,13 +121,18 @@ func (q *ringQueue) grow(n int) ([]*ringEntry, error) {
 		q.l.dev.calls.add(&e.waiter)
 		q.entries = append(q.entries, e)
 	}
+	known := slices.Clone(q.entries)
+	q.known.Store(&known)
 	return q.entries[first:], nil
 }
+
+// entry is the one with this number, on any thread.
+func (q *ringQueue) entry(n uint64) *ringEntry { return (*q.known.Load())[n] }
 
 // register tells the kernel of entries, and sees that it has taken them: one
 // that it has not taken completes at once.
 func (q *ringQueue) register(entries []*ringEntry) error {
-	if err := q.poll(); err != nil {
+	if err := pollFor(q.ring, q.events); err != nil {
 		return err
 	}
 	if q.l.hooks.register != nil {
@@ -138,42 +151,42 @@ func (q *ringQueue) register(entries []*ringEntry) error {
 	if err := q.completions(); err != nil {
 		return err
 	}
-	if q.live < len(entries) {
+	if int(q.live.Load()) < len(entries) {
 		return fmt.Errorf("the mount was gone before CPU %d had its queue", q.cpu)
 	}
 	return nil
 }
 
 func (q *ringQueue) add(e *ringEntry) error {
-	s, err := q.submission()
+	s, err := submissionOf(q.ring)
 	if err != nil {
 		return err
 	}
 	s.Opcode, s.FD, s.CmdOp, s.UserData = uring.OpURingCmd, int32(q.l.dev.fds[0]), ringRegister, uint64(e.index)
 	s.Addr, s.Len = uint64(uintptr(unsafe.Pointer(&e.iov))), uint32(len(e.iov))
 	cmdOf(s).queue = uint16(q.cpu)
-	q.live++
+	q.live.Add(1)
 	return nil
 }
 
-// poll makes the eventfd wake the thread.
-func (q *ringQueue) poll() error {
-	s, err := q.submission()
+// pollFor makes an eventfd wake the thread of a ring.
+func pollFor(r *uring.Ring, events int) error {
+	s, err := submissionOf(r)
 	if err != nil {
 		return err
 	}
-	s.Opcode, s.FD, s.Len, s.OpFlags, s.UserData = uring.OpPollAdd, int32(q.events), uring.PollMulti, unix.POLLIN, wakeData
+	s.Opcode, s.FD, s.Len, s.OpFlags, s.UserData = uring.OpPollAdd, int32(events), uring.PollMulti, unix.POLLIN, wakeData
 	return nil
 }
 
-// submission is room for one submission.
-func (q *ringQueue) submission() (*uring.SQE, error) {
-	s := q.ring.Next()
+// submissionOf is room for one submission.
+func submissionOf(r *uring.Ring) (*uring.SQE, error) {
+	s := r.Next()
 	if s == nil {
-		if err := q.ring.Enter(0); err != nil {
+		if err := r.Enter(0); err != nil {
 			return nil, err
 		}
-		if s = q.ring.Next(); s == nil {
+		if s = r.Next(); s == nil {
 			return nil, errors.New("a ring takes no submissions")
 		}
 	}
@@ -182,23 +195,20 @@ func (q *ringQueue) submission() (*uring.SQE, error) {
 
 // serve answers requests until the mount is gone.
 func (q *ringQueue) serve() {
-	err := q.loop()
-	if err == nil {
-		return
+	if err := q.loop(); err != nil {
+		q.l.fail(fmt.Errorf("the queue of CPU %d: %w", q.cpu, err))
 	}
-	q.l.dev.log.WithError(err).Errorf("the queue of CPU %d failed; the mount is of no use any more", q.cpu)
-	q.l.dev.once.Do(func() { close(q.l.dev.gone) })
 }
 
 func (q *ringQueue) loop() error {
-	for q.live > 0 {
+	for q.live.Load() > 0 {
 		if err := q.completions(); err != nil {
 			return err
 		}
 		if err := q.finished(); err != nil {
 			return err
 		}
-		if q.live > 0 && q.away >= q.live && q.live < ringMost {
+		if live := q.live.Load(); live > 0 && q.away.Load() >= live && live < ringMost {
 			if err := q.more(); err != nil {
 				return err
 			}
@@ -232,20 +242,30 @@ func (q *ringQueue) completions() error {
 			return nil
 		case c.UserData == wakeData:
 			if c.Flags&uring.MoreFlag == 0 {
-				if err := q.poll(); err != nil {
+				if err := pollFor(q.ring, q.events); err != nil {
 					return err
 				}
 			}
 		case c.Res < 0:
-			q.live--
-			if err := unix.Errno(-c.Res); err != unix.ENOTCONN && err != unix.ECONNABORTED && err != unix.ECANCELED { // errno: of the kernel's rings, at the end of a mount
-				return fmt.Errorf("entry %d of CPU %d: %w", c.UserData, q.cpu, err)
+			if err := q.lost(c); err != nil {
+				return err
 			}
 		default:
 			if err := q.request(q.entries[c.UserData]); err != nil {
 				return err
 			}
 		}
+	}
+}
+
+// lost is what an entry ends with, an error unless the mount has ended.
+func (q *ringQueue) lost(c uring.CQE) error {
+	q.live.Add(-1)
+	switch err := unix.Errno(-c.Res); err {
+	case unix.ENOTCONN, unix.ECONNABORTED, unix.ECANCELED: // errno: of the kernel's rings, at the end of a mount
+		return nil
+	default:
+		return fmt.Errorf("entry %d: %w", c.UserData, err)
 	}
 }
 
@@ -266,17 +286,27 @@ func (q *ringQueue) request(e *ringEntry) error {
 	if ours && !e.large() && e.tryNow() {
 		return q.commit(e)
 	}
-	q.away++
-	q.l.dev.handed.Add(1)
-	early := e.begin(e.in().Unique, !ours)
-	if ours {
+	q.away.Add(1)
+	if !ours {
+		q.pass(e)
+		return nil
+	}
+	e.begin(e.in().Unique, false)
+	if !q.help(e) {
+		q.l.dev.handed.Add(1)
 		go e.work((*ringEntry).do)
-	} else if !early {
-		go e.work((*ringEntry).passOn)
-	} else {
-		go e.work((*ringEntry).passOnInterrupted)
 	}
 	return nil
+}
+
+// pass has go-fuse answer a request.
+func (q *ringQueue) pass(e *ringEntry) {
+	q.l.dev.handed.Add(1)
+	if e.begin(e.in().Unique, true) {
+		go e.work((*ringEntry).passOnInterrupted)
+	} else {
+		go e.work((*ringEntry).passOn)
+	}
 }
 
 // work answers a request in a goroutine of its own.
@@ -302,7 +332,9 @@ func (q *ringQueue) finish(e *ringEntry) {
 
 // wake ends the wait of the thread.
 func (q *ringQueue) wake() {
-	_, _ = unix.Write(q.events, binary.NativeEndian.AppendUint64(nil, 1)) // cannot fail but for a full counter, which wakes as well
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	_, _ = unix.Write(q.events, one[:]) // cannot fail but for a full counter, which wakes as well
 }
 
 // finished commits what goroutines are done with.
@@ -310,7 +342,7 @@ func (q *ringQueue) finished() error {
 	for e := q.done.Swap(nil); e != nil; {
 		next := e.next
 		e.next = nil
-		q.away--
+		q.away.Add(-1)
 		if err := q.commit(e); err != nil {
 			return err
 		}
@@ -321,24 +353,28 @@ func (q *ringQueue) finished() error {
 
 // commit gives the answer in e to the kernel, with the next call.
 func (q *ringQueue) commit(e *ringEntry) error {
-	s, err := q.submission()
-	if err != nil {
-		return err
+	s, err := submissionOf(q.ring)
+	if err == nil {
+		q.fillCommit(s, e)
 	}
+	return err
+}
+
+// fillCommit makes s the answer in e.
+func (q *ringQueue) fillCommit(s *uring.SQE, e *ringEntry) {
 	s.Opcode, s.FD, s.CmdOp, s.UserData = uring.OpURingCmd, int32(q.l.dev.fds[0]), ringCommit, uint64(e.index)
 	*cmdOf(s) = ringCmd{id: e.header.id, queue: uint16(q.cpu)}
-	return nil
 }
 
 // more registers entries when all are with goroutines, which may wait for long:
 // the queue is there for all devices.
 func (q *ringQueue) more() error {
-	waits := q.file()
-	entries, err := q.grow(min(q.live, ringMost-q.live))
+	waits, live := q.file(), int(q.live.Load())
+	entries, err := q.grow(min(live, ringMost-live))
 	if err != nil {
 		if !q.full {
 			q.full = true
-			q.l.dev.log.WithError(err).Warnf("the queue of CPU %d stays at %d requests at a time", q.cpu, q.live)
+			q.l.dev.log.WithError(err).Warnf("the queue of CPU %d stays at %d requests at a time", q.cpu, live)
 		}
 		return nil
 	}
@@ -396,4 +432,7 @@ func (q *ringQueue) unmap() {
 		_ = unix.Munmap(m)
 	}
 	unix.Close(q.events)
+	for _, h := range q.helpers {
+		unix.Close(h.events)
+	}
 }

@@ -29,7 +29,7 @@ func clearStale(dir string, log logrus.FieldLogger) error {
 			return nil
 		}
 		err = alive(dir)
-		dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) // errno: nobody serves the mount
+		dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ECANCELED) // errno: nobody serves the mount; the last, its rings end just now
 		switch {
 		case kind != "fuse."+subtype && dead:
 			return fmt.Errorf("%w: a dead mount of type %s is there; unmount it first", blockdev.ErrBusy, kind)
