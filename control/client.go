@@ -168,6 +168,18 @@ func (c *Client) Shutdown(ctx context.Context, force bool) error {
 	return c.call(ctx, http.MethodPost, "/v1/shutdown", nil, ShutdownRequest{Force: force}, nil)
 }
 
+// Upgrade has a daemon with a keeper replaced by another program, while its
+// devices are in use. It returns when that has begun; the daemon that answers
+// next says how it went ([Version.After]).
+func (c *Client) Upgrade(ctx context.Context, binary string) error {
+	err := c.call(ctx, http.MethodPost, "/v1/upgrade", nil, UpgradeRequest{Binary: binary}, nil)
+	var cut *cutOff
+	if errors.As(err, &cut) {
+		return nil // it had begun
+	}
+	return err
+}
+
 // Events calls fn for every event from now on, until the context ends, fn
 // returns an error, or the daemon goes. Ready, if not nil, is called once the
 // daemon has begun to listen: no event after that is missed.
@@ -234,7 +246,7 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 			return err
 		}
 		if method != http.MethodGet || i == retries || ctx.Err() != nil {
-			return cut.err
+			return err
 		}
 	}
 }

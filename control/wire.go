@@ -234,6 +234,7 @@ type Version struct {
 	Protocol   int       `json:"protocol"`
 	PID        int       `json:"pid"`                  // of the process that serves
 	KeeperPID  int       `json:"keeper_pid,omitempty"` // of the one that replaces it when it dies, if there is one
+	After      string    `json:"after,omitempty"`      // with a keeper, what became of the process before: first (there was none), killed, crashed, upgraded, handover
 	Started    time.Time `json:"started"`
 	RunDir     string    `json:"run_dir"`
 	Mount      string    `json:"mount"` // where the device files are
@@ -259,6 +260,11 @@ type Leftover struct {
 type RestoreProblem struct {
 	Device string `json:"device"`
 	Text   string `json:"text"`
+}
+
+// UpgradeRequest has the keeper of the daemon start this program in its place.
+type UpgradeRequest struct {
+	Binary string `json:"binary"`
 }
 
 // ShutdownRequest ends the daemon; with Force even when devices are in use.

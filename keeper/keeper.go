@@ -83,7 +83,7 @@ func (k *keeper) run() (int, error) {
 		w, err := k.start(p, why)
 		var e end
 		if err != nil {
-			e = end{text: err.Error(), code: 1}
+			e = end{text: "could not be started: " + err.Error(), code: 1, crashed: true}
 		} else {
 			e = k.attend(w, trial)
 		}
@@ -93,11 +93,6 @@ func (k *keeper) run() (int, error) {
 			p.close()
 			k.next, why = nil, HandOver
 			continue
-		case trial:
-			k.program.close()
-			k.program, k.next = p, nil
-		}
-		switch {
 		case e.final:
 			return e.code, nil
 		case !k.wasReady:
@@ -305,8 +300,10 @@ func (k *keeper) reported(w *running, line string, trial bool) {
 		} else {
 			k.o.Say(false, fmt.Sprintf("worker %d goes on %v after it was started", w.proc.Pid, time.Since(w.began).Round(100*time.Microsecond)))
 		}
-		if trial {
-			k.o.Say(false, "upgraded to "+k.next.name)
+		if trial { // it is none any more
+			k.program.close()
+			k.program, k.next = k.next, nil
+			k.o.Say(false, "upgraded to "+k.program.name)
 		}
 		if k.ending {
 			k.ending = false

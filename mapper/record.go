@@ -16,11 +16,57 @@ import (
 )
 
 // A state file is one line of words, "dmfuse-state VERSION CRC", and JSON. The
-// checksum (CRC-32C, hexadecimal) is that of the JSON.
-const (
-	stateMagic   = "dmfuse-state"
-	stateVersion = 1
-)
+// checksum (CRC-32C, hexadecimal) is that of the JSON. The version before the
+// present one is read, too. Files of others are left alone: they are those of
+// another program, which can go on with them.
+const stateMagic = "dmfuse-state"
+
+// stateVersionText is the version that is written. Tests have the linker set
+// another one.
+var stateVersionText = "1"
+
+func stateVersion() int {
+	n, err := strconv.Atoi(stateVersionText)
+	if err != nil {
+		panic("mapper: the linker set a version that is no number: " + stateVersionText)
+	}
+	return n
+}
+
+// otherVersion is a state file of a version that is not read.
+type otherVersion struct {
+	path, version string
+}
+
+func (e *otherVersion) Error() string {
+	reads := strconv.Itoa(stateVersion())
+	if n := stateVersion() - 1; n > 0 {
+		reads = fmt.Sprintf("%d and %s", n, reads)
+	}
+	return fmt.Sprintf("the state file %s is of version %s; this program reads %s: use the program that wrote it, or move the directory away and do without its devices",
+		e.path, e.version, reads)
+}
+
+// checkStateVersion looks at the version of a state file before anything is
+// changed. Damage is not its business.
+func checkStateVersion(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	head := make([]byte, 64)
+	n, _ := f.Read(head)
+	line, _, ok := strings.Cut(string(head[:n]), "\n")
+	words := strings.Fields(line)
+	if !ok || len(words) != 3 || words[0] != stateMagic {
+		return nil
+	}
+	if v, err := strconv.Atoi(words[1]); err == nil && v != stateVersion() && v != stateVersion()-1 {
+		return &otherVersion{path, words[1]}
+	}
+	return nil
+}
 
 // record is what a restart needs to make a device again.
 type record struct {
@@ -184,7 +230,7 @@ func encodeState(v any) ([]byte, error) {
 		return nil, err
 	}
 	body = append(body, '\n')
-	head := fmt.Sprintf("%s %d %08x\n", stateMagic, stateVersion, crc32.Checksum(body, castagnoli))
+	head := fmt.Sprintf("%s %d %08x\n", stateMagic, stateVersion(), crc32.Checksum(body, castagnoli))
 	return append([]byte(head), body...), nil
 }
 
@@ -195,8 +241,8 @@ func decodeState(data []byte, v any) error {
 	switch {
 	case !ok || len(words) != 3 || words[0] != stateMagic:
 		return invalid("not a dmfuse state file")
-	case words[1] != strconv.Itoa(stateVersion):
-		return invalid("a state file of version %s; this program reads version %d", words[1], stateVersion)
+	case words[1] != strconv.Itoa(stateVersion()) && words[1] != strconv.Itoa(stateVersion()-1):
+		return invalid("a state file of version %s; this program reads version %d", words[1], stateVersion())
 	case words[2] != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)):
 		return invalid("the checksum is wrong: the file is damaged or was edited")
 	}

@@ -197,7 +197,6 @@ func TestRestore_DamagedRecordIsMovedAside(t *testing.T) {
 		"empty":   {},
 		"cut":     data[:len(data)/2],
 		"flipped": append(append([]byte{}, data[:100]...), append([]byte{data[100] ^ 1}, data[101:]...)...),
-		"version": []byte(strings.Replace(string(data), "state 1", "state 9", 1)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := os.WriteFile(path, bad, 0o600); err != nil {
@@ -213,6 +212,43 @@ func TestRestore_DamagedRecordIsMovedAside(t *testing.T) {
 			}
 			if _, err := os.Stat(path); err == nil {
 				t.Error("the record is still in its place")
+			}
+		})
+	}
+}
+
+// The state of another version is another program's, which may go on with it.
+func TestRestore_OtherVersionsAreLeftAlone(t *testing.T) {
+	for _, name := range []string{"device-1.json", stateFile} {
+		t.Run(name, func(t *testing.T) {
+			x := newMachine(t)
+			m, _ := x.start()
+			mustCreate(t, m, "d", "0 8 linear 7:0 0")
+			kill(m)
+			path := filepath.Join(x.state, name)
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for version, ok := range map[string]bool{"0": true, "1": true, "2": false, "9": false} {
+				other := strings.Replace(string(data), "state 1", "state "+version, 1)
+				if err := os.WriteFile(path, []byte(other), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				m, err := New(Options{Types: m.types, Host: x.host, StateDir: x.state})
+				if (err == nil) != ok {
+					t.Errorf("version %s: %v", version, err)
+				}
+				if err == nil {
+					kill(m)
+					continue
+				}
+				if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "version "+version) {
+					t.Errorf("version %s: %v", version, err)
+				}
+				if now, err := os.ReadFile(path); err != nil || string(now) != other {
+					t.Errorf("version %s: the file was changed, or %v", version, err)
+				}
 			}
 		})
 	}

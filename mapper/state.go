@@ -1,6 +1,7 @@
 package mapper
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,6 +74,9 @@ func (s *stateDir) load(h *Host) error {
 	}
 	s.boot = strings.TrimSpace(string(boot))
 	path := filepath.Join(s.dir, stateFile)
+	if err := s.checkVersions(path); err != nil {
+		return err
+	}
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -94,6 +98,20 @@ func (s *stateDir) load(h *Host) error {
 	}
 	s.serial = s.numbers.Reserved
 	s.events, err = openEvents(s.dir)
+	return err
+}
+
+// checkVersions refuses a directory with files of a version that is not read,
+// before anything in it is changed.
+func (s *stateDir) checkVersions(numbers string) error {
+	serials, err := s.recordSerials()
+	if err != nil {
+		return err
+	}
+	err = checkStateVersion(numbers)
+	for _, n := range serials {
+		err = cmp.Or(err, checkStateVersion(s.recordPath(n)))
+	}
 	return err
 }
 

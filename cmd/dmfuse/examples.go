@@ -27,6 +27,7 @@ var examples = map[string]string{
 	"dmfuse":   "dmfuse snapshot create disk.img monday\ndmfuse mount monday /mnt",
 	"serve":    "dmfuse serve --mount /dev/mapper\ndmfuse serve --run-dir /srv/dm --allow-other",
 	"shutdown": "dmfuse shutdown",
+	"upgrade":  "dmfuse upgrade --binary /usr/local/bin/dmfuse",
 	"version":  "dmfuse version -J",
 	"events":   "dmfuse events --follow -J",
 	"dmsetup":  "dmfuse dmsetup create z --table '0 2048 zero'",

@@ -33,7 +33,7 @@ func newWorkerCommand(a *app) *cobra.Command {
 // read from /dev/fuse by readers of ours.
 func (o *serveOptions) keeps() bool {
 	t := fs.Transport(o.transport)
-	return o.keeper && (t == fs.TransportAuto || t == fs.TransportDev)
+	return o.keeper && !o.noKeeper && (t == fs.TransportAuto || t == fs.TransportDev)
 }
 
 // keep is serve as the keeper of a worker: it holds what must outlive a worker,

@@ -51,7 +51,7 @@ func newRootCommand(a *app) *cobra.Command {
 	f.StringVar(&a.runDirFlag, "run-dir", "", "run directory (DMFUSE_RUN_DIR)")
 	f.StringVar(&a.socketFlag, "socket", "", "control socket (DMFUSE_SOCKET)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%w", err) })
-	root.AddCommand(newServeCommand(a), newWorkerCommand(a), newShutdownCommand(a), newVersionCommand(a), newEventsCommand(a), newManCommand(a), newDmsetupNameCommand())
+	root.AddCommand(newServeCommand(a), newWorkerCommand(a), newUpgradeCommand(a), newShutdownCommand(a), newVersionCommand(a), newEventsCommand(a), newManCommand(a), newDmsetupNameCommand())
 	root.AddCommand(dmsetupCommands(a)...)
 	root.AddCommand(peopleCommands(a)...)
 	strictCompletion(root)

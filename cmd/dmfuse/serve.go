@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,7 +37,7 @@ type serveOptions struct {
 	logLevel              string
 	readyFD               int // written to when ready, for a command that started us
 
-	keeper                  bool   // a process that outlives the one that serves
+	keeper, noKeeper        bool   // a process that outlives the one that serves
 	kept                    string // of a worker: what its keeper hands down
 	hungLimit, upgradeLimit time.Duration
 }
@@ -49,7 +50,9 @@ func newServeCommand(a *app) *cobra.Command {
 		return a.serve(o)
 	})
 	f := cmd.Flags()
-	f.BoolVar(&o.keeper, "keeper", false, "a small process holds the mount, and replaces a daemon that dies without its clients noticing")
+	on, _ := strconv.ParseBool(a.env("DMFUSE_KEEPER"))
+	f.BoolVar(&o.keeper, "keeper", on, "a small process holds the mount, and replaces a daemon that dies without its clients noticing")
+	f.BoolVar(&o.noKeeper, "no-keeper", false, "one process, whatever DMFUSE_KEEPER says")
 	f.DurationVar(&o.hungLimit, "hung-limit", 30*time.Second, "after how long without a sign of life the worker of a keeper is replaced")
 	f.DurationVar(&o.upgradeLimit, "upgrade-limit", 20*time.Second, "how long a new program may take to be ready before the old one goes on")
 	return cmd
@@ -136,7 +139,7 @@ func (a *app) serve(o serveOptions) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 
-	d := &daemon{o: o, env: a.env, log: log, ended: make(chan struct{})}
+	d := &daemon{o: o, env: a.env, log: log, ended: make(chan struct{}), replace: make(chan struct{}, 1)}
 	if o.kept != "" {
 		if d.worker, err = keeper.Inherit(o.kept); err != nil {
 			return err
@@ -185,9 +188,11 @@ type daemon struct {
 	problems  []control.RestoreProblem
 	started   time.Time
 
-	ending sync.Mutex    // held by the one shutdown that runs
-	over   bool          // guarded by ending
-	ended  chan struct{} // closed when a shutdown is done
+	ending sync.Mutex // held by the one shutdown that runs
+	over   bool       // guarded by ending
+
+	replace chan struct{} // another program is to go on
+	ended   chan struct{} // closed when a shutdown is done
 }
 
 // start brings everything up in order; on an error cleanup takes down what is
@@ -209,6 +214,9 @@ func (d *daemon) start() error {
 	if err := d.restore(); err != nil {
 		return err
 	}
+	if err := d.trial(); err != nil {
+		return err
+	}
 	if d.mount, err = d.newMount(); err != nil {
 		return fmt.Errorf("the device files cannot be shown at %s: %w", d.o.mount, err)
 	}
@@ -216,6 +224,24 @@ func (d *daemon) start() error {
 		return err
 	}
 	return d.listen()
+}
+
+// trial is the check of a program that is to replace another: it must find all
+// devices as they are. It may end here with nothing lost.
+func (d *daemon) trial() error {
+	if d.worker == nil || d.worker.Why != keeper.Upgraded {
+		return nil
+	}
+	fault := d.testFault()
+	switch {
+	case fault.has("exit"):
+		return errors.New("a test wants this program to fail")
+	case fault.has("hang"):
+		select {}
+	case len(d.problems) > 0:
+		return fmt.Errorf("device %s: %s", d.problems[0].Device, d.problems[0].Text)
+	}
+	return nil
 }
 
 // own takes what is a daemon's alone.
@@ -287,7 +313,7 @@ func (d *daemon) listen() error {
 	d.server = server.New(server.Options{
 		Manager: d.manager, Targets: targetTypes(d.types()), Version: d.version, Log: d.log,
 		Path:     func(name string) string { return filepath.Join(d.o.mount, name) },
-		Shutdown: d.shutdown, Merges: d.merges,
+		Shutdown: d.shutdown, Upgrade: d.upgrade, Merges: d.merges,
 	})
 	d.merges.start(d.server.Apply)
 	d.serving = make(chan error, 1)
@@ -316,7 +342,7 @@ func (d *daemon) version() control.Version {
 	return control.Version{
 		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
 		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
-		Transport: string(d.mount.Transport()), KeeperPID: d.keeperPID(),
+		Transport: string(d.mount.Transport()), KeeperPID: d.keeperPID(), After: d.after(),
 		Leftovers: stillThere(d.leftovers, nil), Restored: d.problems,
 	}
 }
@@ -374,6 +400,9 @@ func (d *daemon) loop(signals <-chan os.Signal) (handOver bool) {
 		select {
 		case <-d.ended:
 			return false
+		case <-d.replace:
+			d.handOver()
+			return true
 		case sig := <-signals:
 			if sig == syscall.SIGUSR2 {
 				d.handOver()
@@ -504,6 +533,42 @@ func (d *daemon) nothingOpen() bool {
 // worker goes on. Those that wait on a suspended device never do; it has them
 // sent again.
 const handOverLimit = 2 * time.Second
+
+// upgrade has the keeper start another program next.
+func (d *daemon) upgrade(binary string) error {
+	switch {
+	case d.worker == nil:
+		e := control.Errorf(control.CodeUnsupported, "this daemon has no keeper, which could put another program in its place")
+		e.Next = "end it with: dmfuse shutdown, and start the new one; with dmfuse serve --keeper the next time goes without"
+		return e
+	case !d.mount.CanResend():
+		return control.Errorf(control.CodeUnsupported, "this kernel cannot resend requests (Linux 6.9 can): nothing can go on in place of this daemon")
+	case !filepath.IsAbs(binary):
+		return control.Errorf(control.CodeInvalid, "the program %q: expected an absolute path", binary)
+	}
+	if fi, err := os.Stat(binary); err != nil {
+		return control.Errorf(control.CodeInvalid, "the program: %v", err)
+	} else if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0 {
+		return control.Errorf(control.CodeInvalid, "the program %s: expected a file that can be run", binary)
+	}
+	if strings.ContainsAny(binary, "\n\r") {
+		return control.Errorf(control.CodeInvalid, "the program %q: the path has more than one line", binary)
+	}
+	d.worker.Report("upgrade " + binary)
+	select {
+	case d.replace <- struct{}{}:
+	default: // it is under way
+	}
+	return nil
+}
+
+// after is what became of the worker before this one.
+func (d *daemon) after() string {
+	if d.worker == nil {
+		return ""
+	}
+	return string(d.worker.Why)
+}
 
 // handOver stops reading and answers what there is. All that the next worker
 // needs is in place at any time: there is nothing else to write.

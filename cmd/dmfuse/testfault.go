@@ -17,7 +17,6 @@ import (
 //	panic:NAME:OFFSET:FILE  a write at OFFSET of a device ends the process, while
 //	                        there is a FILE, which goes; always without one
 //	exit, hang              a worker that is an upgrade ends, or does nothing
-//	old-state               state files of this version are not known
 //
 // Nothing else reads it, and it does nothing where it is not set.
 type testFault []string

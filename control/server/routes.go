@@ -34,6 +34,7 @@ func (s *Server) handlers() map[string]handler {
 		"POST /v1/apply":      s.applySteps,
 		"POST /v1/remove-all": s.removeAll,
 		"POST /v1/shutdown":   s.shutdown,
+		"POST /v1/upgrade":    s.upgrade,
 
 		"GET /v1/device":          s.info,
 		"GET /v1/device/table":    s.table,
@@ -81,4 +82,15 @@ func (s *Server) shutdown(r *http.Request) (any, error) {
 		return nil, control.Errorf(control.CodeUnsupported, "this daemon cannot be shut down from outside")
 	}
 	return nil, s.opts.Shutdown(r.Context(), peerOf(r.Context()).pid(), req.Force)
+}
+
+func (s *Server) upgrade(r *http.Request) (any, error) {
+	var req control.UpgradeRequest
+	if err := body(r, &req); err != nil {
+		return nil, err
+	}
+	if s.opts.Upgrade == nil {
+		return nil, control.Errorf(control.CodeUnsupported, "this daemon cannot be replaced while it runs")
+	}
+	return nil, s.opts.Upgrade(req.Binary)
 }

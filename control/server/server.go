@@ -39,6 +39,9 @@ type Options struct {
 	// Merges merges snapshots. Nil: refused.
 	Merges Merger
 
+	// Upgrade has this program replaced by another. Nil: refused.
+	Upgrade func(binary string) error
+
 	// Allowed says whether a user may use the socket. Nil: root and the user
 	// this process runs as.
 	Allowed func(uid uint32) bool
