@@ -21,8 +21,8 @@ type Options struct {
 
 	Fuse   []int // /dev/fuse: the mounted descriptor and its clones
 	Memory int
-	Socket *os.File
-	Lock   *os.File
+	Socket int // listening; a worker makes it non-blocking, so it must not be an os.File here, whose Fd undoes that
+	Lock   int
 
 	// Binary is where a newer program is looked for at SIGUSR2.
 	Binary string
@@ -168,7 +168,7 @@ func (k *keeper) start(p *program, why Why) (*running, error) {
 		args = append(args, k.o.First...)
 	}
 	args = append(args, "--kept", keptText(len(k.o.Fuse), why))
-	files := []uintptr{0, 1, 2, report.Fd(), uintptr(k.o.Memory), k.o.Socket.Fd(), k.o.Lock.Fd()}
+	files := []uintptr{0, 1, 2, report.Fd(), uintptr(k.o.Memory), uintptr(k.o.Socket), uintptr(k.o.Lock)}
 	for _, fd := range k.o.Fuse {
 		files = append(files, uintptr(fd))
 	}

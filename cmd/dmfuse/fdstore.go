@@ -24,7 +24,7 @@ const (
 func (k *kept) store() {
 	k.storeAs(storeFuse, k.held.Fuse)
 	k.storeAs(storeMemory, []int{k.held.Memory})
-	k.storeAs(storeSocket, []int{int(k.socket.Fd())})
+	k.storeAs(storeSocket, []int{k.socket})
 }
 
 func (k *kept) storeAs(name string, fds []int) {
@@ -70,7 +70,7 @@ func (k *kept) takeStored() bool {
 		}
 		return false
 	}
-	k.held, k.socket = &h, os.NewFile(uintptr(socket), "control socket")
+	k.held, k.socket = &h, socket
 	k.log.Info("going on with the mount of a keeper that died")
 	return true
 }

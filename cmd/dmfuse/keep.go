@@ -16,6 +16,7 @@ import (
 	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // workerVerb is the hidden verb under which the program runs as the worker of a
@@ -48,7 +49,7 @@ func (a *app) keep(o serveOptions) error {
 	log.SetLevel(level)
 	prepareProcess(log)
 
-	k := &kept{o: o, env: a.env, log: log}
+	k := &kept{o: o, env: a.env, log: log, socket: -1}
 	if err := k.take(); err != nil {
 		return errors.Join(err, k.letGo())
 	}
@@ -68,7 +69,7 @@ type kept struct {
 	log *logrus.Logger
 
 	lock   *os.File
-	socket *os.File
+	socket int // -1: none
 	held   *fs.Held
 }
 
@@ -97,7 +98,12 @@ func (k *kept) take() error {
 	}
 	l.SetUnlinkOnClose(false) // the worker does, at the end
 	defer l.Close()
-	k.socket, err = l.File()
+	f, err := l.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	k.socket, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	return err
 }
 
@@ -122,7 +128,7 @@ func (k *kept) options() keeper.Options {
 		Env: slices.DeleteFunc(os.Environ(), func(v string) bool {
 			return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "LISTEN_") || strings.HasPrefix(v, "WATCHDOG_")
 		}),
-		Fuse: k.held.Fuse, Memory: k.held.Memory, Socket: k.socket, Lock: k.lock,
+		Fuse: k.held.Fuse, Memory: k.held.Memory, Socket: k.socket, Lock: int(k.lock.Fd()),
 		Binary: self,
 		Ready:  k.ready,
 		Say: func(problem bool, text string) {
@@ -149,7 +155,7 @@ func (k *kept) ready(pid int) {
 // letGo takes away what is of no use without a worker.
 func (k *kept) letGo() error {
 	var err error
-	if k.socket != nil {
+	if k.socket >= 0 {
 		err = os.Remove(k.o.socket)
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
