@@ -208,7 +208,9 @@ func (s *snapshot) outJob(ranges []outRange) outJob {
 	defer s.mu.Unlock()
 	for _, r := range ranges {
 		if to := min(r.to, s.size()); r.from < to && j.full == nil {
+			had := j.own.len()
 			j.own, _, j.full = s.claimLocked(j.c, j.own, j.c.chunkOf(r.from), j.c.chunkOf(to-1), true)
+			j.c.work.asked.Add(min(to-r.from, int64(j.own.len()-had)<<j.c.shift))
 		}
 	}
 	return j
@@ -298,6 +300,7 @@ func (s *snapshot) copyUnit(c *core, own *unit) error {
 		if err := s.copier.copy(s.source, start, s.cow, c.offset(es[0].new), end-start); err != nil {
 			return err
 		}
+		c.work.saved(end-start, false)
 		es = es[k:]
 	}
 	return nil

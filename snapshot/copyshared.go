@@ -28,7 +28,10 @@ func (o *origin) copyShared(jobs []outJob) {
 // copySpan copies one range to all who want it.
 func (o *origin) copySpan(jobs []outJob, sh shared) {
 	for i, err := range o.copier.spread(jobs[sh.jobs[0]].s.source, sh.start, sh.end-sh.start, sh.to) {
-		if j := &jobs[sh.jobs[i]]; err != nil && j.err == nil {
+		switch j := &jobs[sh.jobs[i]]; {
+		case err == nil:
+			j.c.work.saved(sh.end-sh.start, false)
+		case j.err == nil:
 			j.err = err
 		}
 	}

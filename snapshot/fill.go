@@ -39,13 +39,17 @@ func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64)
 	from, to := max(start, off), min(end, off+n)
 	end = s.sourceEnd(end) // the rest of a short last chunk keeps what it has
 	base := c.offset(e.new) - start
+	c.work.asked.Add(to - from)
+	c.work.copied.Add(max(0, end-start-(to-from)))
 	ctx := context.Background()
 	if start == from && to >= end {
 		if w.p == nil && c.store.fresh(e.new, e.new+Chunk(k-1)) {
 			return nil
 		}
+		c.work.data.Add(to - from)
 		return w.write(ctx, s.cow, base+from, from-off, to-from, false)
 	}
+	c.work.data.Add(end - start)
 	if w.p != nil && s.copier.small(end-start) {
 		return s.merge(w.p[from-off:to-off], start, end, from, base)
 	}

@@ -71,6 +71,7 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 		err := s.create(cow)
 		if err == nil {
 			s.noteFresh(cow)
+			s.written.Store(0)
 		}
 		return s, true, err
 	}

@@ -30,6 +30,17 @@ func (u Usage) metrics() []target.Metric {
 		{Name: "snapshot_uncommitted", Help: "Exceptions that are answered and not committed", Value: float64(u.Answered)},
 		{Name: "snapshot_memory_bytes", Help: "Memory of the table of exceptions", Value: float64(u.Memory)},
 	}
+	for _, c := range []struct {
+		name, help string
+		n          int64
+	}{
+		{"first_write", "Bytes of writes to the snapshot or its origin, as far as they gave chunks to the snapshot", u.Asked},
+		{"copied", "Bytes saved from the origin", u.Copied},
+		{"zero", "Bytes saved from the origin that were zeros and not written", u.Zero},
+		{"written", "Bytes of first writes written to the COW device, metadata included", u.Written},
+	} {
+		list = append(list, target.Metric{Name: "snapshot_" + c.name + "_bytes_total", Help: c.help, Counter: true, Value: float64(c.n)})
+	}
 	if u.FillKnown {
 		list = append(list, target.Metric{Name: "snapshot_fill_bytes_per_second", Help: "How fast the COW device fills up", Value: u.FillRate * 512})
 	}

@@ -47,6 +47,14 @@ func newUnit(origin bool, n int) *unit {
 	return u
 }
 
+// len is the number of exceptions of u, which may be nil.
+func (u *unit) len() int {
+	if u == nil {
+		return 0
+	}
+	return len(u.es)
+}
+
 // showLocked tells those who wait for u to be in the table.
 func (u *unit) showLocked() {
 	if u.shown != nil {

@@ -74,6 +74,7 @@ type core struct {
 	disk   *persistent // the store, if that is what it is
 	serial uint64      // tells these exceptions from others; see [Listing]
 
+	work    work
 	tickets uint64               // chunks allotted; guarded by mu of the snapshot
 	note    atomic.Pointer[note] // nil: none
 }

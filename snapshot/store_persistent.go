@@ -31,6 +31,8 @@ type persistent struct {
 	// opened, and none of them was allotted before.
 	freshFrom, freshTo Chunk
 
+	written atomic.Int64 // bytes of metadata
+
 	nextFree Chunk  // guarded by mu of the snapshot
 	allotted uint64 // entries given out since the store began; guarded by mu of the snapshot
 
@@ -282,6 +284,7 @@ func (s *persistent) writeEntries(cow blockdev.Device, es []exception) error {
 	for i, e := range es {
 		putEntry(b[len(s.tail)+i*entrySize:], e)
 	}
+	s.written.Add(int64(len(b)))
 	off := s.offset(s.layout.area(s.area.Load())) + start
 	if s.hooks.NoExceptionFlush {
 		if _, err := cow.WriteAt(b, off); err != nil {
@@ -321,6 +324,7 @@ func (s *persistent) nextArea() {
 // which was taken beforehand stays.
 func (s *persistent) zero(cow blockdev.Device, off, n int64) error {
 	if n <= zeroAhead {
+		s.written.Add(n)
 		_, err := cow.WriteAt(zeros[:n], off)
 		return err
 	}

@@ -225,16 +225,17 @@ func (s *snapshot) saveChunks(c *core, es []exception, b []byte, zero []bool) er
 		p := b[int64(i)<<c.shift : min(int64(k)<<c.shift, int64(len(b)))]
 		at := c.offset(es[i].new)
 		var err error
+		hole := zero[i] && (c.store.fresh(es[i].new, es[k-1].new) || len(p) >= holeMin)
 		switch {
-		case zero[i] && c.store.fresh(es[i].new, es[k-1].new):
-		case zero[i] && len(p) >= holeMin:
-			err = blockdev.Zero(s.cow, at, int64(len(p)), true)
-		default:
+		case !hole:
 			err = writeAll(s.cow, p, at, false)
+		case !c.store.fresh(es[i].new, es[k-1].new):
+			err = blockdev.Zero(s.cow, at, int64(len(p)), true)
 		}
 		if err != nil {
 			return err
 		}
+		c.work.saved(int64(len(p)), hole)
 		i = k
 	}
 	return nil

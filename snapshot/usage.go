@@ -34,6 +34,8 @@ type Usage struct {
 	FillKnown   bool            `json:"fill_known"`                 // it was watched for long enough
 	FillRate    float64         `json:"fill_sectors_per_second"`    // of late; 0: nothing new
 	FullIn      *float64        `json:"full_in_seconds,omitempty"`  // at that rate, until Capacity is used up
+
+	Work // what first writes have cost
 }
 
 // UsageReporter is a target that can tell its usage.
@@ -76,6 +78,7 @@ func (s *snapshot) Usage() Usage {
 	u.Needed = NeededSize(s.env.Length, c.chunk, s.params.persistent)
 	u.Exceptions = c.table.chunks()
 	u.Memory = c.table.memory()
+	u.Work = c.sumWork()
 	return u
 }
 

@@ -212,6 +212,8 @@ type snapshotUsageInfo struct {
 	PausedSince   *time.Time    `json:"paused_since,omitempty"`
 	Fill          *forecast     `json:"fill,omitempty"`
 	Policies      []policyValue `json:"policies,omitempty"`
+
+	snapshot.Work // what first writes have cost
 }
 
 func (a *app) snapshotUsage(ctx context.Context, name string) error {

@@ -75,6 +75,7 @@ func (u *snapshotUsageInfo) addSpace(ctx context.Context, s *session, m mapped) 
 	}
 	u.Reserve, u.PausedSince = space.Reserve, space.PausedSince
 	u.CapacityBytes, u.ReservedBytes = space.Capacity.Bytes(), space.Reserved.Bytes()
+	u.Work = space.Work
 	if u.State == "valid" {
 		u.Fill = u.forecast(space)
 	}
@@ -118,6 +119,10 @@ func (u snapshotUsageInfo) spaceRows(a *app) [][]string {
 	}
 	if u.PausedSince != nil {
 		add("Paused:", "writes wait for room, since %s", u.PausedSince.Local().Format(time.DateTime))
+	}
+	if u.Asked > 0 {
+		add("First writes:", "%s, %s copied for them (%s of zeros), %s written: %.1f times as much", a.size(u.Asked), a.size(u.Copied), a.size(u.Zero),
+			a.size(u.Written), u.Amplified)
 	}
 	if u.Fill != nil {
 		add("Forecast:", "%s", u.Fill.text(a))
