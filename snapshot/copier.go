@@ -70,7 +70,7 @@ func (k *copier) spread(from target.Lower, off, n int64, to []place) []error {
 		to = to[maxPlaces:]
 	}
 	if !k.small(n) {
-		return append(errs, k.submit(from, off, n, to)...)
+		return append(errs, k.spreadLarge(from, off, n, to)...)
 	}
 	bp := inlineBufs.Get().(*[]byte)
 	defer inlineBufs.Put(bp)
@@ -82,6 +82,32 @@ func (k *copier) spread(from target.Lower, off, n int64, to []place) []error {
 			continue
 		}
 		errs = append(errs, writeCopy(p.dev, b, p.at))
+	}
+	return errs
+}
+
+// reflinkMin is the least that is shared with the origin file instead of copied: as
+// with a single place (kcopyd), less would gain nothing and cut the file up.
+const reflinkMin = 1 << 20
+
+// spreadLarge copies to several places what is not small. Places whose file system
+// can share blocks with the origin take no copy; the others share one read.
+func (k *copier) spreadLarge(from target.Lower, off, n int64, to []place) []error {
+	if n < reflinkMin || len(to) == 1 || k.o.Throttle != nil && k.o.Throttle.Percent() < 100 {
+		return k.submit(from, off, n, to)
+	}
+	errs := make([]error, len(to))
+	var rest []place
+	var at []int
+	for i, p := range to {
+		if blockdev.Reflink(p.dev, p.at, from, off, n) != nil {
+			rest, at = append(rest, p), append(at, i)
+		}
+	}
+	if len(rest) > 0 {
+		for i, err := range k.submit(from, off, n, rest) {
+			errs[at[i]] = err
+		}
 	}
 	return errs
 }

@@ -147,3 +147,53 @@ func TestZero_ThroughTheMount(t *testing.T) {
 	wantContent(t, "the snapshot after a restart", d.Dev("s0"), shown)
 	wantContent(t, "another after a restart", d.Dev("s1"), before)
 }
+
+// TestReflink_CopyOut: on a file system that shares blocks, a large origin write
+// costs several snapshots no copy of what they save.
+func TestReflink_CopyOut(t *testing.T) {
+	harness.RequireLoop(t)
+	harness.RequireTool(t, "mkfs.xfs")
+	d := harness.Start(t)
+	disk := d.Image("xfs.img", 320*mib)
+	harness.Must(t, "mkfs.xfs", "-q", "-m", "reflink=1", disk)
+	s := &smallDisk{t: t, dir: harness.Mount(t, d.Dir, harness.Losetup(t, disk), "xfs", "")}
+	image := s.dir + "/disk.img"
+	if err := os.WriteFile(image, make([]byte, 32*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := noise(t, image)
+	sectors := 32 * mib / 512
+	d.Must("create", "disk", "--table", fmt.Sprintf("0 %d snapshot-origin %s", sectors, image))
+	for i, chunk := range []int{8, 8, 64, 128} {
+		cow := fmt.Sprintf("%s/s%d.cow", s.dir, i)
+		if err := os.WriteFile(cow, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(cow, 40*mib); err != nil {
+			t.Fatal(err)
+		}
+		d.Must("create", fmt.Sprint("s", i), "--table", fmt.Sprintf("0 %d snapshot %s %s P %d", sectors, image, cow, chunk))
+	}
+	harness.Must(t, "sync", "-f", s.dir)
+	had := s.free()
+	harness.Must(t, "dd", "if=/dev/urandom", "of="+d.Dev("disk"), "bs=1M", "seek=4", "count=16", "iflag=fullblock", "conv=notrunc,fsync", "status=none")
+	harness.Must(t, "dd", "if=/dev/urandom", "of="+d.Dev("disk"), "bs=1000", "seek=100", "count=3", "conv=notrunc,fsync", "status=none")
+	harness.Must(t, "sync", "-f", s.dir)
+	took := had - s.free()
+	if took > 32*mib { // 16 for the origin's own; with copies 80
+		t.Errorf("a write of 16 MiB to an origin with four snapshots takes %d MiB", took/mib)
+	}
+	t.Logf("a write of 16 MiB to an origin with four snapshots takes %d KiB", took>>10)
+	for i := range 4 {
+		wantContent(t, fmt.Sprint("snapshot ", i), d.Dev(fmt.Sprint("s", i)), before)
+	}
+	d.Kill()
+	d.Start()
+	for i := range 4 {
+		wantContent(t, fmt.Sprint("after a kill: snapshot ", i), d.Dev(fmt.Sprint("s", i)), before)
+	}
+	for i := range 4 {
+		d.Must("remove", fmt.Sprint("s", i))
+	}
+	d.Must("remove", "disk")
+}
