@@ -30,6 +30,8 @@ func child(what string, args []string) error {
 		return childServeRings(args[0], args[1])
 	case "serve-load":
 		return childServeLoad(args[0])
+	case "read-many":
+		return childReadMany(args[0])
 	case "read":
 		return childRead(args[0])
 	case "punch":
@@ -128,7 +130,7 @@ type process struct {
 }
 
 // start starts the test binary as a child and waits for its "ready".
-func start(t *testing.T, as *syscall.Credential, what string, args ...string) *process {
+func start(t testing.TB, as *syscall.Credential, what string, args ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -137,7 +139,7 @@ func start(t *testing.T, as *syscall.Credential, what string, args ...string) *p
 	return startBinary(t, as, self, what, args...)
 }
 
-func startBinary(t *testing.T, as *syscall.Credential, binary, what string, args ...string) *process {
+func startBinary(t testing.TB, as *syscall.Credential, binary, what string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(binary, args...), wait: make(chan error, 1)}
 	p.Env = append(os.Environ(), childEnv+"="+what)

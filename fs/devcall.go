@@ -83,6 +83,53 @@ func (l *devLoop) answer(c *call) {
 	}
 }
 
+// answerNow answers the request if that can be done without waiting for anything;
+// false: nothing is answered. What another process failed to answer is not tried.
+func (l *devLoop) answerNow(c *call) bool {
+	h := c.header()
+	if h == nil || h.Unique&resent != 0 || !c.isOurs(h) || c.large(h.Opcode) {
+		return false
+	}
+	if l.held != nil {
+		t, _ := l.held.flight.enter(h.Unique, h.NodeId, h.Opcode)
+		defer t.leave()
+	}
+	n, code, ok := c.now(h.Opcode)
+	if !ok {
+		return false
+	}
+	if err := l.reply(c, n, code); err != nil {
+		l.log.WithError(err).Debugf("answer to operation %d", h.Opcode)
+	}
+	return true
+}
+
+// large says that the request moves much data.
+func (c *call) large(op uint32) bool {
+	return c.n >= largeRequest || op == opRead && c.readIn().Size >= largeRequest
+}
+
+func (c *call) now(op uint32) (n int, code fuse.Status, ok bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			n, code, ok = 0, c.l.f.panicked(v), true
+		}
+	}()
+	switch op {
+	case opRead:
+		n, ok = c.l.f.readNow(c.readIn(), c.out[outHeader:])
+	case opWrite:
+		in, data := c.writeIn(), c.in[writeHeader:c.n]
+		if n, ok = c.l.f.writeNow(in, data[:min(len(data), int(in.Size))]); ok {
+			n = c.wrote(uint32(n))
+		}
+	}
+	return n, fuse.OK, ok
+}
+
+// wrote puts the answer to a write in place.
+func (c *call) wrote(n uint32) int { return copy(c.out[outHeader:], bytesOf(&fuse.WriteOut{Size: n})) }
+
 // isOurs says that the request is one of those that are not passed on.
 func (c *call) isOurs(h *fuse.InHeader) bool {
 	switch h.Opcode {
@@ -133,8 +180,7 @@ func (c *call) write() (int, fuse.Status) {
 	in := c.writeIn()
 	data := c.in[writeHeader:c.n]
 	n, code := c.l.f.Write(c.cancel, in, data[:min(len(data), int(in.Size))])
-	*(*fuse.WriteOut)(unsafe.Pointer(&c.out[outHeader])) = fuse.WriteOut{Size: n}
-	return int(unsafe.Sizeof(fuse.WriteOut{})), code
+	return c.wrote(n), code
 }
 
 // passOn lets go-fuse answer.

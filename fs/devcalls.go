@@ -14,8 +14,13 @@ type calls struct {
 	mu  sync.Mutex
 	all map[*waiter]struct{} // guarded by mu
 
+	idle    sync.Pool                   // of *call
 	buffers [len(bufferSizes)]sync.Pool // of *buffer, by class
 }
+
+// largeRequest is from where on a request is not answered where others pass, even
+// when nothing has to be waited for: the copying takes a while.
+const largeRequest = 128 << 10
 
 // bufferSizes are the classes of room for data. A thousand small requests that
 // wait must not take a thousand large buffers. The largest has a page for what
@@ -49,7 +54,11 @@ func (s *calls) buffer(n int) *buffer {
 // begin makes a call, which is done at fd, for a request and an answer with up
 // to in and out bytes of data.
 func (s *calls) begin(l *devLoop, fd, in, out int) *call {
-	c := &call{l: l, fd: fd, bufs: [2]*buffer{s.buffer(in), s.buffer(out)}}
+	c, ok := s.idle.Get().(*call)
+	if !ok {
+		c = new(call)
+	}
+	c.l, c.fd, c.bufs = l, fd, [2]*buffer{s.buffer(in), s.buffer(out)}
 	c.in, c.out = c.bufs[0].behind(writeHeader), c.bufs[1].behind(outHeader)
 	s.add(&c.waiter)
 	return c
@@ -62,4 +71,5 @@ func (s *calls) done(c *call) {
 		s.buffers[b.class].Put(b)
 	}
 	c.in, c.out, c.bufs = nil, nil, [2]*buffer{}
+	s.idle.Put(c)
 }

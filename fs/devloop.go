@@ -18,8 +18,9 @@ import (
 // by themselves and give all else to go-fuse's ProtocolServer.
 //
 // A reader answers the request it has read before it reads the next, as long as
-// another one waits for requests meanwhile. The last one gives its request
-// to a goroutine and reads on: whatever waits, there is always one who reads.
+// another one waits for requests meanwhile. The last one answers only what waits
+// for nothing; else it gives its request to a goroutine and reads on: whatever
+// waits, there is always one who reads.
 type devLoop struct {
 	f     *FileSystem
 	other *fuse.ProtocolServer
@@ -205,6 +206,10 @@ func (l *devLoop) read(c *call) {
 		}
 		if !last && (l.held == nil || !l.suspected(c)) {
 			l.answerAny(c)
+			l.busy.Add(-1)
+			continue
+		}
+		if last && l.answerNow(c) {
 			l.busy.Add(-1)
 			continue
 		}

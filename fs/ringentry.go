@@ -21,7 +21,8 @@ type ringEntry struct {
 	request [inHeader/8 + 16]uint64 // header and structure, which fuse has in one piece
 	size    int                     // bytes of data of the request
 
-	next *ringEntry // in ringQueue.done
+	aside func()     // work with do, for a goroutine
+	next  *ringEntry // in ringQueue.done
 }
 
 func (e *ringEntry) in() *fuse.InHeader      { return (*fuse.InHeader)(unsafe.Pointer(&e.request)) }
@@ -65,7 +66,7 @@ func (e *ringEntry) large() bool {
 	if e.in().Opcode == opRead {
 		n = int(e.readIn().Size)
 	}
-	return n >= ringLarge
+	return n >= largeRequest
 }
 
 // tryNow answers the request if that can be done without waiting for anything.

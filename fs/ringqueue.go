@@ -22,9 +22,6 @@ const (
 	ringDepth = 16
 	// ringMost is how many it may have.
 	ringMost = 4096
-	// ringLarge is from where on a request is done beside the queue, so that
-	// small ones do not wait behind the copying.
-	ringLarge = 128 << 10
 	// ringSubmit is how many answers go to the kernel in one call at most.
 	ringSubmit = 64
 )
@@ -114,6 +111,7 @@ func (q *ringQueue) grow(n int) ([]*ringEntry, error) {
 		e := &ringEntry{q: q, index: first + i}
 		e.payload = mem[i*maxRequest : (i+1)*maxRequest : (i+1)*maxRequest]
 		e.header = (*ringHeader)(unsafe.Pointer(&mem[n*maxRequest+i*ringHeaderSpace]))
+		e.aside = func() { e.work((*ringEntry).do) }
 		e.iov[0].Base = (*byte)(unsafe.Pointer(e.header))
 		e.iov[0].SetLen(int(unsafe.Sizeof(ringHeader{})))
 		e.iov[1].Base = &e.payload[0]
@@ -294,7 +292,7 @@ func (q *ringQueue) request(e *ringEntry) error {
 	e.begin(e.in().Unique, false)
 	if !q.help(e) {
 		q.l.dev.handed.Add(1)
-		go e.work((*ringEntry).do)
+		go e.aside()
 	}
 	return nil
 }

@@ -106,8 +106,12 @@ func childServeLoad(dir string) error {
 }
 
 // loadTime is how long a mixed load runs with each number of processors.
+// DMFUSE_LOAD_TIME says otherwise.
 func loadTime() time.Duration {
+	d, err := time.ParseDuration(os.Getenv("DMFUSE_LOAD_TIME"))
 	switch {
+	case err == nil:
+		return d
 	case os.Getenv("DMFUSE_LONG") != "":
 		return 20 * time.Minute
 	case testing.Short():

@@ -52,7 +52,10 @@ func (w *waiter) stop(unique uint64) bool {
 
 // add makes w one of those that interrupts look for.
 func (s *calls) add(w *waiter) {
-	w.of, w.cancel = s, make(chan struct{})
+	w.of = s
+	if w.cancel == nil {
+		w.cancel = make(chan struct{})
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {

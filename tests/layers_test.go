@@ -85,7 +85,7 @@ var (
 // and targets is what they test.
 var testJoins = map[string][]string{
 	"mapper":         {"snapshot", "kcopyd"},
-	"fs":             {"mapper", "snapshot", "target"},
+	"fs":             {"mapper", "snapshot", "mirror", "target"},
 	"control/server": {"snapshot"},
 }
 
