@@ -29,7 +29,13 @@
 //     completed exception for each chunk it touches, or is invalid, durably.
 //     A pending exception does not count, whoever made it. (Promise 2.)
 //
-//  3. A write to a snapshot is answered when its exceptions are durable.
+//  3. A write to a snapshot is answered when its exceptions are durable; or, where
+//     the store has a note, when its data is on the COW device, unflushed, and its
+//     exceptions stand in the note (early.go, note.go). Then they are committed at
+//     the next flush or durable write, before the origin writes to their chunks,
+//     after a moment, and before the table changes hands. After a kill the next
+//     daemon commits what the note has before anything is served; after a power
+//     cut such a write has not happened. (Promise 3.)
 //
 //  4. A snapshot that lost something becomes invalid before the origin goes on,
 //     in memory and on the disk, and stays so for ever. It never fails the
@@ -113,6 +119,7 @@
 //	  origin.mu        list of snapshots
 //	    snapshot.mu    pending exceptions, queue, allotment in the store, room
 //	      exceptions.mu
+//	  early.mu         held while a note is made, and across I/O on it
 //	  snapshot.sidecar one change of the sidecar, written under it
 //	  health.mu
 //	  copier.mu

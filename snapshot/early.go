@@ -93,8 +93,11 @@ func (s *snapshot) makeNote(c *core) (*note, error) {
 	o := s.group.o.Notes
 	h := o.machine()
 	path, dev, inode, ok := h.file(s.cow)
-	if !ok {
-		return nil, fmt.Errorf("%w: the COW device %s is no file", blockdev.ErrUnsupported, s.cow.Name())
+	switch {
+	case !ok && s.space.policies.Load().Commit == CommitLazy:
+		return nil, fmt.Errorf("%w: the COW device %s is no file, and has no place for the mark of a session", blockdev.ErrUnsupported, s.cow.Name())
+	case !ok:
+		return nil, errChosen
 	}
 	if err := s.wantsNote(path); err != nil {
 		return nil, err

@@ -19,7 +19,8 @@ says what each means. They are kept beside the files of the device.`,
 		Example: `  dmfuse policy data
   dmfuse policy data throttle=50 read-balance=default
   dmfuse policy data throttle=20m/s
-  dmfuse policy before-upgrade overflow=pause pause-time=1h`,
+  dmfuse policy before-upgrade overflow=pause pause-time=1h
+  dmfuse policy before-upgrade commit=strict`,
 		Args: asUsage(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.policy(cmd.Context(), args[0], args[1:])

@@ -83,6 +83,9 @@ func (d *Daemon) watchDeadline() {
 	d.t.Cleanup(func() { late.Stop() })
 }
 
+// SetArgs has the next daemon started with other flags of serve.
+func (d *Daemon) SetArgs(args ...string) { d.args = args }
+
 // Start is New with a daemon running.
 func Start(t testing.TB, args ...string) *Daemon {
 	t.Helper()
