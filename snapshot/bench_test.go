@@ -121,7 +121,7 @@ func benchDevices(b *testing.B, l *lab, kind string, size blockdev.Sector) {
 		return
 	}
 	dir := b.TempDir()
-	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
+	if st, err := os.Stat("/dev/shm"); kind != "disk" && err == nil && st.IsDir() {
 		var err error
 		if dir, err = os.MkdirTemp("/dev/shm", "snapbench"); err != nil {
 			b.Fatal(err)
@@ -187,12 +187,13 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkFirstWrite is a 4k write to a chunk that has no exception: to the
 // snapshot, whole and in part, and to the origin, by one and by sixteen
-// writers. "plain" is the same write to the device by itself.
+// writers. "lazy" is "whole" to a snapshot that answers first, "plain" the same
+// write to the device by itself.
 func BenchmarkFirstWrite(b *testing.B) {
 	const size = 1 << 18
-	for _, kind := range []string{"mem", "file"} {
+	for _, kind := range []string{"mem", "file", "disk"} {
 		for _, depth := range []int{1, 16} {
-			for _, what := range []string{"whole", "part", "origin", "plain"} {
+			for _, what := range []string{"whole", "lazy", "part", "origin", "plain"} {
 				b.Run(fmt.Sprintf("%s/%s/depth-%d", kind, what, depth), func(b *testing.B) {
 					firstWrite(b, kind, what, depth, size)
 				})
@@ -202,7 +203,12 @@ func BenchmarkFirstWrite(b *testing.B) {
 }
 
 func firstWrite(b *testing.B, kind, what string, depth int, size blockdev.Sector) {
-	l := newLab(b, Options{})
+	var notes Notes
+	if what == "lazy" {
+		notes = newNotes(b)
+		notes.after = nil
+	}
+	l := newLab(b, Options{Notes: notes})
 	benchDevices(b, l, kind, size)
 	snap := l.live(fmt.Sprintf("0 %d snapshot o c P 8", uint64(size)))
 	org := l.live(fmt.Sprintf("0 %d snapshot-origin o", uint64(size)))
