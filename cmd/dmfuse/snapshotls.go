@@ -214,6 +214,10 @@ type snapshotUsageInfo struct {
 	Policies      []policyValue `json:"policies,omitempty"`
 
 	snapshot.Work // what first writes have cost
+
+	Commit      string `json:"commit,omitempty"`      // when a write is answered: lazy or strict
+	CommitWhy   string `json:"commit_why,omitempty"`  // what keeps it from being lazy
+	Uncommitted int64  `json:"uncommitted,omitempty"` // chunks that are answered and not committed
 }
 
 func (a *app) snapshotUsage(ctx context.Context, name string) error {

@@ -74,6 +74,7 @@ func (u *snapshotUsageInfo) addSpace(ctx context.Context, s *session, m mapped) 
 		return err
 	}
 	u.Reserve, u.PausedSince = space.Reserve, space.PausedSince
+	u.Commit, u.CommitWhy, u.Uncommitted = space.Commit, space.CommitWhy, space.Answered
 	u.CapacityBytes, u.ReservedBytes = space.Capacity.Bytes(), space.Reserved.Bytes()
 	u.Work = space.Work
 	if u.State == "valid" {
@@ -116,6 +117,12 @@ func (u snapshotUsageInfo) spaceRows(a *app) [][]string {
 		if p.Key == "overflow" {
 			add("When full:", "%s", p.Value)
 		}
+	}
+	switch {
+	case u.Commit == snapshot.CommitLazy:
+		add("Commit:", "lazy: writes are answered first, %d chunks are not committed", u.Uncommitted)
+	case u.CommitWhy != "":
+		add("Commit:", "strict: %s", u.CommitWhy)
 	}
 	if u.PausedSince != nil {
 		add("Paused:", "writes wait for room, since %s", u.PausedSince.Local().Format(time.DateTime))

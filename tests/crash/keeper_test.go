@@ -120,6 +120,7 @@ func (c *clients) devices() {
 	const sectors = 16 << 20 / 512
 	base := d.Image("base", sectors*512)
 	d.Must("create", "snap", "--table", fmt.Sprintf("0 %d snapshot %s %s P 16", sectors, base, d.Image("snap.cow", 64<<20)))
+	d.Must("policy", "snap", "commit=lazy")
 	d.Must("create", "watch", "--table", fmt.Sprintf("0 %d snapshot %s %s P 8", sectors, base, d.Image("watch.cow", 64<<20)))
 	d.Must("create", "org", "--table", fmt.Sprintf("0 %d snapshot-origin %s", sectors, base))
 	d.Must("create", "mir", "--table", fmt.Sprintf("0 %d mirror disk 2 %s 128 2 %s 0 %s 0", sectors, d.Image("log", 4<<20), d.Image("leg0", sectors*512), d.Image("leg1", sectors*512)))
