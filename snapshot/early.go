@@ -50,7 +50,7 @@ type early struct {
 	// The rest is guarded by mu of the snapshot.
 
 	running bool   // the goroutine is there
-	wants   int    // requests that wait for a commit: nothing is answered first meanwhile
+	want    uint64 // somebody waits for the commit of the units with lower tickets, or has
 	last    *unit  // answered, with the highest ticket; nil: all are committed
 	commits uint64 // begun so far
 	lost    error  // what was answered and is lost; told to the next flush
@@ -188,7 +188,7 @@ func (s *snapshot) answer(c *core, u *unit) bool {
 	u.noted = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.early.wants > 0 || s.health.invalid.Load() {
+	if s.health.invalid.Load() {
 		return false
 	}
 	u.ready, u.answered = true, true
@@ -209,14 +209,14 @@ func (s *snapshot) answer(c *core, u *unit) bool {
 	return true
 }
 
-// wakeLeaderLocked has somebody lead for requests that wait for the commit of
-// their own units and found those before them not ready.
+// wakeLeaderLocked has somebody lead for requests that wait for a commit and found
+// the units before theirs not ready.
 func (s *snapshot) wakeLeaderLocked(c *core) {
-	if s.leading || s.waiting == 0 {
+	if s.leading || (s.waiting == 0 && s.queue[0].ticket >= s.early.want) {
 		return
 	}
 	batch := s.readyLocked()
-	if slices.ContainsFunc(batch, func(u *unit) bool { return !u.answered }) {
+	if slices.ContainsFunc(batch, func(u *unit) bool { return !u.answered || u.ticket < s.early.want }) {
 		s.leading = true
 		s.handOverLocked(c, batch)
 	}
@@ -245,7 +245,7 @@ func (s *snapshot) commitLater(c *core) {
 			case <-s.early.kick:
 			}
 		}
-		_, _ = s.commitAnswered(context.Background(), c)
+		s.commitNow(c)
 		s.watchNote(c)
 		s.mu.Lock()
 		if s.early.last == nil {
@@ -255,6 +255,19 @@ func (s *snapshot) commitLater(c *core) {
 		}
 		s.mu.Unlock()
 		t.Reset(commitAfter)
+	}
+}
+
+// commitNow commits what was answered, unless somebody does. It keeps nobody from
+// being answered meanwhile.
+func (s *snapshot) commitNow(c *core) {
+	s.mu.Lock()
+	u := s.early.last
+	lead := u != nil && !s.leading
+	s.leading = s.leading || lead
+	s.mu.Unlock()
+	if lead {
+		s.lead(c, u)
 	}
 }
 
@@ -298,19 +311,21 @@ func (s *snapshot) waitCommitted(ctx context.Context, c *core, us []*unit) error
 	if len(us) == 0 {
 		return nil
 	}
+	last := us[0]
+	for _, u := range us {
+		if u.ticket > last.ticket {
+			last = u
+		}
+	}
 	s.mu.Lock()
-	s.early.wants++
+	s.early.want = max(s.early.want, last.ticket+1)
 	lead := !s.leading
 	s.leading = true
 	s.mu.Unlock()
 	if lead {
-		s.lead(c, us[len(us)-1])
+		s.lead(c, last)
 	}
-	err := waitUnits(ctx, us)
-	s.mu.Lock()
-	s.early.wants--
-	s.mu.Unlock()
-	return err
+	return waitUnits(ctx, us)
 }
 
 // uncommittedIn tells whether any chunk of the range has an exception that is in

@@ -198,8 +198,8 @@ func (s *snapshot) lead(c *core, u *unit) {
 			default:
 			}
 		}
-		wanted := s.waiting > 0 || s.early.wants > 0 || (u != nil && until.IsZero())
-		if len(batch) == 0 || !wanted {
+		wanted := s.waiting > 0 || (u != nil && until.IsZero())
+		if len(batch) == 0 || (!wanted && batch[0].ticket >= s.early.want) {
 			s.leading = false
 			s.wakeLocked()
 			s.mu.Unlock()
