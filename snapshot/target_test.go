@@ -496,7 +496,7 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Usage{State: "active", Store: "PO", Chunk: 8, Total: 4000, Allocated: 40, Metadata: 16, Data: 24,
-		Needed: (1 + 100 + 1) * 8, Exceptions: 3, Commit: CommitStrict, Memory: u.Memory, Capacity: 4000, Reserve: "off"}
+		Needed: (1 + 100 + 1) * 8, Exceptions: 3, Commit: CommitStrict, Memory: u.Memory, Capacity: 4000, Reserve: "off", Work: u.Work}
 	if u != want || u.Memory <= 0 {
 		t.Errorf("%+v, expected %+v", u, want)
 	}
