@@ -8,7 +8,7 @@
 // A node is what the kernel asks about: the root, .dmfuse, a device file, the
 // information directory or an information file of a device. A handle is what
 // OPEN gave out. A transport is the way by which requests arrive: readers of
-// /dev/fuse of our own (devloop.go), or go-fuse's Server. What the files do is in
+// /dev/fuse of our own (devloop.go), io_uring (ringloop.go), or go-fuse's Server. What the files do is in
 // FileSystem, which is a fuse.RawFileSystem and knows no transport; what our own
 // readers do not answer themselves they give to fuse.ProtocolServer.
 //
@@ -47,8 +47,8 @@
 // # Who waits for whom
 //
 // While a request is answered another thread waits for the next (the last one
-// that waits gives its request to a goroutine and waits again), and the kernel
-// lets thousands of asynchronous ones out at a time, so that the queue of a
+// that waits gives its request to a goroutine and waits again; the thread of a
+// ring does only what waits for nothing), and the kernel lets thousands of asynchronous ones out at a time, so that the queue of a
 // suspended device holds up no other. No lock is
 // held while a device is called. Device.Size, Attr, Open, Release, InfoText and
 // the methods of Source must not wait for I/O: stat and ls go through them.
