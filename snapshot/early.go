@@ -283,6 +283,7 @@ func (s *snapshot) watchNote(c *core) {
 // giveUpNote says that from now on every write is committed first.
 func (s *snapshot) giveUpNote(n *note, why error) {
 	n.giveUp()
+	s.kickCommit() // what was answered stands nowhere else
 	if s.early.why.Swap(&why) == nil {
 		s.log().WithError(why).Error("every write is committed before it is answered from now on")
 	}

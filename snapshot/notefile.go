@@ -94,7 +94,12 @@ type machine struct{}
 
 func (machine) file(cow target.Lower) (path string, dev, inode uint64, ok bool) {
 	id := cow.ID()
-	return cow.Name(), id.A, id.B, id.Kind == blockdev.IDFile && filepath.IsAbs(cow.Name())
+	if id.Kind != blockdev.IDFile {
+		return "", 0, 0, false
+	}
+	var st unix.Stat_t // another file may have its name by now
+	ok = unix.Stat(cow.Name(), &st) == nil && st.Dev == id.A && st.Ino == id.B
+	return cow.Name(), id.A, id.B, ok
 }
 
 func (machine) session(path string) (string, error) {

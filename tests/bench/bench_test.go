@@ -85,7 +85,7 @@ func figureOf(subject string) float64 {
 	switch {
 	case subject == nameSparseNew:
 		return 20
-	case strings.HasSuffix(subject, overURingWord):
+	case strings.HasSuffix(subject, overURingWord), subject == nameLazy:
 		return 3
 	case strings.HasPrefix(subject, "dmfuse"):
 		return 2

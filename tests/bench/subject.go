@@ -18,6 +18,7 @@ const (
 	nameGoFuse   = "go-fuse pread/pwrite"
 	nameSnap4k   = "dmfuse snapshot 4k"
 	nameSnap64k  = "dmfuse snapshot 64k"
+	nameLazy     = "dmfuse snapshot 4k, answers first"
 	nameQcow64k  = "qcow2 64k"
 	nameQcow4k   = "qcow2 4k"
 	nameQcow128k = "qcow2 128k extended_l2"
@@ -100,6 +101,7 @@ func peers() []subject {
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
 		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, open: overURing(openTable(snapshotTable(8)))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
+		{name: nameLazy, bin: ours, once: true, writes: true, open: openLazy(openTable(snapshotTable(8)))},
 		{name: nameOrigin0, bin: ours, memory: true, open: openOrigin(0)},
 		{name: nameOrigin1, bin: ours, once: true, origin: true, open: openOrigin(1)},
 		{name: nameOrigin2, bin: ours, once: true, origin: true, only: true, open: openOrigin(2)},

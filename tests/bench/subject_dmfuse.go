@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -139,6 +140,20 @@ func openTable(table tableOf) func(context.Context, *place, *opened) error {
 	}
 }
 
+// openLazy opens a snapshot that answers writes before it commits them.
+func openLazy(open func(context.Context, *place, *opened) error) func(context.Context, *place, *opened) error {
+	return func(ctx context.Context, p *place, o *opened) error {
+		if err := open(ctx, p, o); err != nil {
+			return err
+		}
+		d, err := p.daemonWith(o.bin, cmp.Or(o.transport, "auto"))
+		if err != nil {
+			return err
+		}
+		return d.do(ctx, "policy", filepath.Base(o.path), "commit=lazy")
+	}
+}
+
 // linear is a device that passes a file through.
 func linear(ctx context.Context, p *place, o *opened) (string, error) {
 	image, err := p.image(ctx)
@@ -161,7 +176,12 @@ func (p *place) cow(o *opened) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	o.end.add(func() error { return os.Remove(path) })
+	o.end.add(func() error {
+		if err := os.Remove(path + ".dmfuse"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return os.Remove(path)
+	})
 	return path, errors.Join(f.Truncate(p.size+p.size/8+(16<<20)), f.Close())
 }
 
