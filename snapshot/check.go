@@ -151,28 +151,13 @@ func (c *checker) run() {
 
 // checkHeaderTail looks at what follows the header in its chunk.
 func (c *checker) checkHeaderTail() {
-	end := min(c.l.bytes(), c.dev.Size())
-	buf := make([]byte, loadWindow)
-	for off := int64(headerSize); off < end; {
-		n, hole, err := blockdev.Extent(c.dev, off)
-		if err != nil || n <= 0 {
-			return // no problem of the list, and its own reads will tell
-		}
-		if hole {
-			off += n
-			continue
-		}
-		b := buf[:min(n, end-off, loadWindow)]
-		if err := readFull(c.dev, b, off); err != nil {
-			c.r.add(ProblemUnreadable, headerAt(off), err.Error(), "to be read", "%d bytes at byte %d: %v", len(b), off, err)
-			return
-		}
-		if i := slices.IndexFunc(b, func(x byte) bool { return x != 0 }); i >= 0 {
-			c.r.add(ProblemHeaderTail, headerAt(off+int64(i)), fmt.Sprintf("byte %#02x", b[i]), "zeros up to the end of the chunk", "something stands behind the header; nobody reads it")
-			return
-		}
-		off += int64(len(b))
+	at, found := firstByte(c.dev, headerSize, c.l.bytes())
+	if !found {
+		return
 	}
+	var b [1]byte
+	_ = readFull(c.dev, b[:], at)
+	c.r.add(ProblemHeaderTail, headerAt(at), fmt.Sprintf("byte %#02x", b[0]), "zeros up to the end of the chunk", "something stands behind the header; nobody reads it")
 }
 
 // sound tells whether the data of an exception can be where it says.

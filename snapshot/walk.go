@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -50,7 +51,7 @@ func (w *walk) area(a uint64, buf []byte) (index uint64, ended bool) {
 		for i := 0; i < len(buf); i += entrySize {
 			e := getEntry(buf[i:])
 			if e.new == 0 {
-				if w.garbage != nil && !allZero(buf[i:]) {
+				if w.garbage != nil && (!allZero(buf[i:]) || !restZero(w.dev, off+int64(len(buf)), w.offset(c)+w.bytes())) {
 					w.garbage(a, index)
 				}
 				return index, true
@@ -60,6 +61,40 @@ func (w *walk) area(a uint64, buf []byte) (index uint64, ended bool) {
 		}
 	}
 	return index, false
+}
+
+// restZero tells whether a range is zeros, as far as it can be read.
+func restZero(dev blockdev.Device, off, end int64) bool {
+	_, found := firstByte(dev, off, end)
+	return !found
+}
+
+// firstByte finds the first byte of a range that is not zero. Holes are not
+// read; what cannot be read ends the search.
+func firstByte(dev blockdev.Device, off, end int64) (at int64, found bool) {
+	var buf []byte
+	for end = min(end, dev.Size()); off < end; {
+		n, hole, err := blockdev.Extent(dev, off)
+		if err != nil || n <= 0 {
+			return 0, false
+		}
+		if hole {
+			off += n
+			continue
+		}
+		if buf == nil {
+			buf = make([]byte, loadWindow)
+		}
+		b := buf[:min(n, end-off, loadWindow)]
+		if readFull(dev, b, off) != nil {
+			return 0, false
+		}
+		if i := slices.IndexFunc(b, func(x byte) bool { return x != 0 }); i >= 0 {
+			return off + int64(i), true
+		}
+		off += int64(len(b))
+	}
+	return 0, false
 }
 
 // where names an entry.

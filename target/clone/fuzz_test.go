@@ -2,6 +2,7 @@ package clone
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -33,5 +34,14 @@ func FuzzMetadata(f *testing.F) {
 		if _, err := m.load(context.Background()); err != nil && blockdev.Kind(err) != blockdev.ErrInvalid {
 			t.Fatal(err)
 		}
+	})
+}
+
+// FuzzParams: any clone line is refused or understood.
+func FuzzParams(f *testing.F) {
+	f.Add("/m /d /s 8 1 no_hydration 2 hydration_threshold 4", uint64(4096))
+	f.Add("/m /d /s 8 2 no_hydration no_discard_passdown 0", uint64(1))
+	f.Fuzz(func(_ *testing.T, line string, length uint64) {
+		_, _ = parseParams(strings.Fields(line), blockdev.Sector(length))
 	})
 }

@@ -1,9 +1,11 @@
 package fault
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/target"
 )
 
 // FuzzOpenLog: any bytes are read as a log of writes without a panic, in bounded
@@ -40,4 +42,12 @@ func FuzzOpenLog(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzFeatures: any features of a flakey line are refused or understood.
+func FuzzFeatures(f *testing.F) {
+	f.Add("6 drop_writes corrupt_bio_byte 32 r 1 0")
+	f.Add("2 random_read_corrupt 1000000000")
+	f.Add("1 error_writes")
+	f.Fuzz(func(_ *testing.T, line string) { _, _ = parseFeatures(target.NewArgs(strings.Fields(line))) })
 }

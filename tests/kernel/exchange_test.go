@@ -40,7 +40,8 @@ type exchange struct {
 
 // TestExchange: for each chunk size, stores made by the kernel, by us shut down
 // in order and by us killed. The kernel opens all of them, checks, writes on; so
-// do we; so does the kernel again. At each handover contents equal the model and
+// do we; then some are made anew with other chunks or repaired, and the kernel has
+// them again. At each handover contents equal the model and
 // the status is the same text on both sides.
 func TestExchange(t *testing.T) {
 	requireKernel(t)
@@ -67,6 +68,11 @@ func TestExchange(t *testing.T) {
 	t.Run("we go on", func(t *testing.T) {
 		for _, x := range all {
 			t.Run(x.name, x.useStack)
+		}
+	})
+	t.Run("we repair", func(t *testing.T) {
+		for _, x := range all {
+			t.Run(x.name, x.repair)
 		}
 	})
 	t.Run("the kernel again", func(t *testing.T) { bootAll(t, guest, all) })
