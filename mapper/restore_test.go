@@ -294,3 +294,24 @@ func TestRestore_EventNumbersOfTargets(t *testing.T) {
 		t.Errorf("event number %d, was %d", c2.EventNr(), c.EventNr())
 	}
 }
+
+// A suspend that was for a moment only does not come back.
+func TestRestore_PassingSuspend(t *testing.T) {
+	for _, passing := range []bool{false, true} {
+		x := newMachine(t)
+		m, _ := x.start()
+		mustCreate(t, m, "d", "0 8 linear 7:0 0")
+		d, err := m.Device(ByName("d"))
+		if err == nil {
+			err = d.Suspend(limit(t), SuspendOptions{Passing: passing})
+		}
+		if err != nil || !d.Info(false).Suspended {
+			t.Fatal(err, d.Info(false).Suspended)
+		}
+		kill(m)
+		m, _ = x.start()
+		if d, err = m.Device(ByName("d")); err != nil || d.Info(false).Suspended == passing {
+			t.Errorf("passing %v: %v, suspended after the restart: %v", passing, err, d.Info(false).Suspended)
+		}
+	}
+}

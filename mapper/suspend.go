@@ -12,6 +12,9 @@ import (
 type SuspendOptions struct {
 	NoFlush  bool // targets may give unfinished requests back; nothing is flushed
 	NoLockFS bool // nothing is flushed (the command freezes file systems, not the mapper)
+	// Passing (Suspend) says that the device is resumed soon by the same hand: if
+	// the daemon dies in between, the next one brings it back running.
+	Passing bool
 }
 
 // Suspend waits for all requests inside and queues new ones. Suspending a
@@ -28,7 +31,9 @@ func (d *Device) Suspend(ctx context.Context, o SuspendOptions) error {
 	if err := d.suspend(ctx, o); err != nil {
 		return err
 	}
-	d.record()
+	if !o.Passing {
+		d.record()
+	}
 	return nil
 }
 

@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/target"
@@ -393,5 +397,134 @@ func BenchmarkNext(b *testing.B) {
 			at = first + Chunk(k)
 		}
 		b.ReportMetric(float64(n), "runs")
+	}
+}
+
+// TestListing_WhileItIsWritten: pages that are asked for while the origin and the
+// snapshot are written tell of one moment: all that was answered before the first
+// page, nothing that began after it.
+func TestListing_WhileItIsWritten(t *testing.T) {
+	const chunks = 20000
+	for _, store := range []string{"P", "N"} {
+		l := newLab(t, Options{})
+		l.mem("o", chunks)
+		l.mem("c", 3*chunks)
+		org := l.live(fmt.Sprintf("0 %d snapshot-origin o", chunks))
+		s := l.live(fmt.Sprintf("0 %d snapshot o c %s 1", chunks, store))
+		rng := rand.New(rand.NewPCG(testSeed(t), 1))
+		order := rng.Perm(chunks)
+		var began, answered [2]atomic.Int64 // of each writer, in its half of the order
+		stop := make(chan struct{})
+		var writers sync.WaitGroup
+		for w, tb := range []*table{org, s} {
+			writers.Go(func() {
+				for i := range chunks / 2 {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					began[w].Add(1)
+					if err := tb.write(3, blockdev.Sector(order[2*i+w]), 1); err != nil {
+						t.Error(err)
+						return
+					}
+					answered[w].Add(1)
+				}
+			})
+		}
+		ended := make(chan struct{})
+		go func() { writers.Wait(); close(ended) }()
+		for round := range 20 {
+			await(ended, func() bool { return answered[0].Load()+answered[1].Load() >= int64(round*chunks/40) })
+			before := [2]int64{answered[0].Load(), answered[1].Load()}
+			p := begin(t, s.snap(), 50)
+			after := [2]int64{began[0].Load(), began[1].Load()}
+			have := map[int]bool{}
+			for _, c := range collect(t, p, nil, nil) {
+				for sector := c.Off / 512; sector < c.End()/512; sector++ {
+					have[int(sector)] = true
+				}
+			}
+			for k, sector := range order {
+				i, w := int64(k/2), k%2
+				if i < before[w] && !have[sector] {
+					t.Fatalf("%s: a chunk that writer %d wrote before the listing is not in it", store, w)
+				}
+				if i >= after[w] && have[sector] {
+					t.Fatalf("%s: a chunk that writer %d wrote after the first page is listed", store, w)
+				}
+			}
+		}
+		close(stop)
+		<-ended
+		t.Logf("%s: %d and %d chunks written", store, answered[0].Load(), answered[1].Load())
+		s.close()
+		org.close()
+	}
+}
+
+// await lets others run until it is so, or they have ended.
+func await(ended chan struct{}, so func() bool) {
+	for !so() {
+		select {
+		case <-ended:
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
+}
+
+// TestView_TenMillion opens a store with very many exceptions and goes through
+// them: in random places, so that each is a run.
+func TestView_TenMillion(t *testing.T) {
+	n := 300_000
+	if long() {
+		n = 10_000_000
+	}
+	l := newLayout(8)
+	cow := blockdev.NewMem(l.offset(l.area(uint64(n)/l.perArea + 2)))
+	put(t, cow, []byte{0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, 8}, 0)
+	first := testSeed(t) % uint64(n)
+	b := make([]byte, 0, l.bytes())
+	at := uint64(0)
+	next := Chunk(2)
+	for i := range n {
+		old := (uint64(i)*1_000_003 + first) % uint64(n) * 3 // each third chunk, jumping about
+		b = b[:len(b)+entrySize]
+		putEntry(b[len(b)-entrySize:], exception{Chunk(old), next})
+		if next++; l.isArea(next) {
+			next++
+		}
+		if len(b) == cap(b) || i == n-1 {
+			put(t, cow, b, l.offset(l.area(at)))
+			at, b = at+1, b[:0]
+		}
+	}
+	began := time.Now()
+	v, err := OpenView(cow, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := time.Since(began)
+	count, want := 0, int64(0)
+	for r := v.Ranges(); ; count++ {
+		e, err := r.Next(context.Background())
+		if err == io.EOF {
+			break
+		}
+		if err != nil || e.Off != want || e.Len != l.bytes() {
+			t.Fatalf("range %d: %+v, %v; expected byte %d", count, e, err, want)
+		}
+		want += 3 * l.bytes()
+	}
+	if count != n {
+		t.Errorf("%d ranges, %d exceptions", count, n)
+	}
+	per := float64(v.table.memory()) / float64(n)
+	t.Logf("%d exceptions: opened in %v, listed in %v, %.1f bytes each", n, opened, time.Since(began)-opened, per)
+	if per > 24 {
+		t.Errorf("%.1f bytes for an exception", per)
 	}
 }

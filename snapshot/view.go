@@ -56,24 +56,21 @@ func (v *View) load() error {
 		}
 	}
 	chunks := v.chunksIn(v.cow.Size())
-	es := make([]exception, 0, 4096)
+	b := bulk{t: v.table}
 	w := walk{layout: v.layout, dev: v.cow,
 		entry: func(a, i uint64, e exception) {
 			if e.new >= chunks || v.isArea(e.new) {
 				note(fmt.Errorf("%w: %s: chunk %d has no data: its exception points to chunk %d", blockdev.ErrInvalid, where(a, i), e.old, e.new))
 				e.new = maxNew
 			}
-			if es = append(es, e); len(es) == cap(es) {
-				v.table.insert(es)
-				es = es[:0]
-			}
+			b.add(e)
 		},
 		unreadable: func(a uint64, c Chunk, _, _ int64, err error) {
 			note(fmt.Errorf("metadata area %d (chunk %d): %w", a, c, err))
 		},
 	}
 	end := w.run()
-	v.table.insert(es)
+	b.flush()
 	if !end.ended {
 		note(fmt.Errorf("%w: the list of exceptions does not end: the next area lies beyond the end of the device", blockdev.ErrInvalid))
 	}

@@ -290,6 +290,9 @@ func (s *session) judgeStore(p place, cow blockdev.Device, b baseOf, o shownOpti
 		return failf(exitFailed, "%s cannot be read: %v", p.what(), report.Err())
 	}
 	problems := listProblems(report)
+	if left, err := hasSession(p); err != nil || left {
+		problems = append(problems, "a daemon was killed while it used it, and the last writes may be in its note only: a daemon that starts where that one ran puts them into the store")
+	}
 	if b.lower.path != "" {
 		problems = append(problems, sidecarProblems(p, b)...)
 	}
@@ -304,6 +307,14 @@ func (s *session) judgeStore(p place, cow blockdev.Device, b baseOf, o shownOpti
 		s.a.note("%s: %s", p.path, text)
 	}
 	return nil
+}
+
+// hasSession tells whether a daemon was killed while it used a store in a file.
+func hasSession(p place) (bool, error) {
+	if p.device != nil || p.block {
+		return false, nil
+	}
+	return snapshot.HasSession(p.path)
 }
 
 // sameOrigin refuses to compare snapshots that have not one origin.

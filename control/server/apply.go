@@ -27,7 +27,7 @@ func (s *Server) single(op string) handler {
 			return nil, control.Errorf(control.CodeInvalid, "the body says op %q, the path %q", st.Op, op)
 		}
 		st.Op = op
-		res, _, err := s.step(r.Context(), st, false)
+		res, _, err := s.step(r.Context(), st, stepMode{})
 		if err != nil {
 			return nil, stepError(err, -1, st, nil)
 		}
@@ -53,7 +53,7 @@ func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.Apply
 	case <-ctx.Done():
 		return control.ApplyReply{}, ctx.Err()
 	}
-	run := &applyRun{s: s, made: map[string]int{}}
+	run := &applyRun{s: s, all: steps, made: map[string]int{}}
 	run.reply.Results = []control.StepResult{} // an empty list, not null
 	defer run.close(ctx)
 	for i := 0; i < len(steps); {
@@ -77,12 +77,26 @@ func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.Apply
 // applyRun is one apply under way.
 type applyRun struct {
 	s        *Server
+	all      []control.Step
 	reply    control.ApplyReply
 	undos    []*undo
 	made     map[string]int // minors of the devices made by this apply
 	stands   string         // the last step that cannot be undone
 	finished bool           // all steps done, or undone
 	stopped  time.Time      // the first suspend began; zero: there was none
+}
+
+// mode is how step i of the request is done. A suspend passes when all that the
+// request does to the device afterwards is to resume it.
+func (a *applyRun) mode(i int, st control.Step) stepMode {
+	m := stepMode{undoable: !a.isMade(st.Name)}
+	for _, later := range a.all[i+1:] {
+		if st.Op == control.OpSuspend && st.Name != "" && later.Name == st.Name {
+			m.passing = later.Op == control.OpResume
+			break
+		}
+	}
+	return m
 }
 
 // outcome is what a step did.
@@ -100,7 +114,7 @@ func (a *applyRun) together(ctx context.Context, first int, steps []control.Step
 	var panics sync.Map
 	var wg sync.WaitGroup
 	for i, st := range steps[1:] {
-		undoable := !a.isMade(st.Name)
+		mode := a.mode(first+i+1, st)
 		wg.Go(func() {
 			defer func() {
 				if p := recover(); p != nil {
@@ -108,12 +122,12 @@ func (a *applyRun) together(ctx context.Context, first int, steps []control.Step
 				}
 			}()
 			o := &done[i+1]
-			o.res, o.back, o.err = a.s.step(ctx, st, undoable)
+			o.res, o.back, o.err = a.s.step(ctx, st, mode)
 		})
 	}
 	func() {
 		defer wg.Wait()
-		done[0].res, done[0].back, done[0].err = a.s.step(ctx, steps[0], !a.isMade(steps[0].Name))
+		done[0].res, done[0].back, done[0].err = a.s.step(ctx, steps[0], a.mode(first, steps[0]))
 	}()
 	failed := -1
 	for i, o := range done {

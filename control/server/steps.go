@@ -18,10 +18,16 @@ type undo struct {
 	run  func(ctx context.Context) error
 }
 
-// step does one step; with undoable it notes how to take it back. The undo may
+// stepMode says how a step is done.
+type stepMode struct {
+	undoable bool // note how to take it back
+	passing  bool // a suspend that a later step of the same request ends
+}
+
+// step does one step; if undoable it notes how to take it back. The undo may
 // be nil all the same: there is nothing to take back, or it cannot be. A step
 // that fails after it changed something returns an undo as well as the error.
-func (s *Server) step(ctx context.Context, st control.Step, undoable bool) (control.StepResult, *undo, error) {
+func (s *Server) step(ctx context.Context, st control.Step, mode stepMode) (control.StepResult, *undo, error) {
 	if err := s.checkViews(st); err != nil {
 		return control.StepResult{}, nil, err
 	}
@@ -36,7 +42,7 @@ func (s *Server) step(ctx context.Context, st control.Step, undoable bool) (cont
 		deferred, err := s.opts.Manager.Remove(ctx, mapper.ByName(d.Name()), mapper.RemoveOptions{Deferred: st.Deferred})
 		return control.StepResult{Deferred: deferred}, nil, err
 	}
-	back, err := s.change(ctx, d, st, undoable)
+	back, err := s.change(ctx, d, st, mode)
 	if err != nil {
 		return control.StepResult{}, back, err
 	}
@@ -45,9 +51,9 @@ func (s *Server) step(ctx context.Context, st control.Step, undoable bool) (cont
 }
 
 // change does a step that leaves the device where it is.
-func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, undoable bool) (*undo, error) {
+func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, mode stepMode) (*undo, error) {
 	var old tables
-	if undoable {
+	if mode.undoable {
 		var err error
 		if old, err = tablesOf(d); err != nil {
 			return nil, err
@@ -59,7 +65,7 @@ func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, 
 	case control.OpClear:
 		return clear(d, old)
 	case control.OpSuspend:
-		return suspend(ctx, d, st, old)
+		return suspend(ctx, d, st, old, mode.passing)
 	case control.OpResume:
 		return resume(ctx, d, st, old)
 	case control.OpRename:
@@ -202,9 +208,9 @@ func clear(d *mapper.Device, old tables) (*undo, error) {
 	}}, nil
 }
 
-func suspend(ctx context.Context, d *mapper.Device, st control.Step, old tables) (*undo, error) {
+func suspend(ctx context.Context, d *mapper.Device, st control.Step, old tables, passing bool) (*undo, error) {
 	was := d.Info(false).Suspended
-	o := mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS}
+	o := mapper.SuspendOptions{NoFlush: st.NoFlush, NoLockFS: st.NoLockFS, Passing: passing}
 	if err := d.Suspend(ctx, o); err != nil || was {
 		return nil, err
 	}
