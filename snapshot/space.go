@@ -25,6 +25,7 @@ type space struct {
 	failedAt time.Time
 
 	probing   bool        // a write has met a full disk
+	short     bool        // less could be taken than was wanted, and an event told so
 	working   atomic.Bool // a worker is under way
 	work      sync.WaitGroup
 	noReserve atomic.Bool // the file system cannot take space beforehand
@@ -225,17 +226,25 @@ func (s *snapshot) take(c *core, used, need, goal int64) (int64, error) {
 		s.takeAreas(c, used)
 	}
 	from := max(s.space.taken, used)
-	for need, goal = max(need, from), max(goal, from); ; {
+	need, goal = max(need, from), max(goal, from)
+	for whole := goal; ; {
 		err := blockdev.Preallocate(s.cow, from, goal-from)
 		switch {
 		case err == nil:
-			s.space.taken = goal
+			if s.space.taken = goal; goal == whole {
+				s.space.short = false
+			}
 			return goal, nil
 		case !outOfSpace(err):
 			s.space.noReserve.Store(true)
 			s.log().WithError(err).Warn("no space can be taken beforehand for the COW file: a full disk is met when a chunk is written")
 			return s.cow.Size(), nil
-		case goal == need:
+		case !s.space.short:
+			s.space.short = true
+			s.log().WithError(err).Warn("the disk below the COW device is nearly full")
+			s.tell("the disk below the COW device is nearly full: "+err.Error(), true)
+		}
+		if goal == need {
 			return 0, err
 		}
 		goal = max(need, from+(goal-from)/2&^(c.bytes()-1))
