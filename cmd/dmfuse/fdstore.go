@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"os"
 	"strconv"
@@ -33,7 +34,17 @@ func (k *kept) storeAs(name string, fds []int) {
 		return
 	}
 	defer c.Close()
-	if _, _, err := c.WriteMsgUnix([]byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(fds...), nil); err != nil {
+	// Package net sends descriptors over a socket that is not connected only.
+	raw, err := c.SyscallConn()
+	if err == nil {
+		var sent error
+		err = raw.Write(func(fd uintptr) bool {
+			sent = unix.Sendmsg(int(fd), []byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(fds...), nil, 0)
+			return !errors.Is(sent, unix.EAGAIN)
+		})
+		err = errors.Join(err, sent)
+	}
+	if err != nil {
 		k.log.WithError(err).Warn("the service manager does not store descriptors: a keeper that dies takes the mount with it")
 	}
 }
@@ -43,9 +54,15 @@ func (k *kept) storeRemoved() string {
 	return "FDSTOREREMOVE=1\nFDNAME=" + storeFuse + "\nFDSTOREREMOVE=1\nFDNAME=" + storeMemory + "\nFDSTOREREMOVE=1\nFDNAME=" + storeSocket
 }
 
+// isStored says whether the service manager gives us what a keeper left.
+func isStored(env func(string) string) bool {
+	pid, err := strconv.Atoi(env("LISTEN_PID"))
+	return err == nil && pid == os.Getpid() && strings.Contains(env("LISTEN_FDNAMES"), storeFuse)
+}
+
 // takeStored takes what a dead keeper left, if it is whole and its mount lives.
 func (k *kept) takeStored() bool {
-	if pid, err := strconv.Atoi(k.env("LISTEN_PID")); err != nil || pid != os.Getpid() {
+	if !k.o.stored {
 		return false
 	}
 	h := fs.Held{Dir: k.o.mount, Memory: -1}

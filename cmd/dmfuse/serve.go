@@ -39,12 +39,14 @@ type serveOptions struct {
 
 	keeper, noKeeper        bool   // a process that outlives the one that serves
 	kept                    string // of a worker: what its keeper hands down
+	stored                  bool   // a service manager gives back what a dead keeper left
 	hungLimit, upgradeLimit time.Duration
 }
 
 func newServeCommand(a *app) *cobra.Command {
 	cmd, o := serveCommand(a, "serve", func(o serveOptions) error {
 		if o.keeps() {
+			o.stored = isStored(a.env)
 			return a.keep(o)
 		}
 		return a.serve(o)
@@ -107,7 +109,14 @@ func (o *serveOptions) check() (logrus.Level, error) {
 	if o.kept != "" {
 		return level, nil // the keeper checked it; a path in the mount is not to be looked at
 	}
-	if o.mount, err = cleanAbs(o.mount); err != nil {
+	if o.stored {
+		// It is mounted, and nobody serves it: only what is above may be looked at.
+		dir, err := cleanAbs(filepath.Dir(o.mount))
+		if err != nil {
+			return 0, err
+		}
+		o.mount = filepath.Join(dir, filepath.Base(o.mount))
+	} else if o.mount, err = cleanAbs(o.mount); err != nil {
 		return 0, err
 	}
 	for _, p := range []string{o.runDir, o.socket} {
