@@ -152,6 +152,9 @@ func ownTransports(t testing.TB, run func(fs.Transport)) {
 func TestTransport_ReadsAllocateNothing(t *testing.T) {
 	const reads = 1000
 	needFuse(t)
+	if testTransport() != "" {
+		t.Skip("tries both by itself")
+	}
 	devs := hotDevices(t)
 	ownTransports(t, func(tr fs.Transport) {
 		t.Run(string(tr), func(t *testing.T) {

@@ -21,7 +21,7 @@ const (
 	// grows when all of them are held up by requests that wait.
 	ringDepth = 16
 	// ringMost is how many it may have.
-	ringMost = 4096
+	ringMost = 2 * defaultMaxBackground
 	// ringSubmit is how many answers go to the kernel in one call at most.
 	ringSubmit = 64
 )
