@@ -15,6 +15,9 @@ type MergeRequest struct {
 	Device string `json:"device"`
 	// KeepCOW keeps a COW file that snapshot create made.
 	KeepCOW bool `json:"keep_cow,omitempty"`
+	// Throttle limits the merge from its beginning: a percentage of the time, or
+	// bytes a second, like 10m/s. Empty: no limit.
+	Throttle string `json:"throttle,omitempty"`
 }
 
 // Merge is a merge that the daemon brings to its end. How far it is the list of

@@ -143,6 +143,19 @@ func (m *mergeTarget) apply(p mergePolicies) {
 // sidecar.
 const mergePolicyPrefix = "merge-"
 
+// BeginMerging notes that the store is going to be merged into a device, no faster
+// than a throttle says, which may be empty.
+func (s *Sidecar) BeginMerging(device, throttle string, now time.Time) {
+	s.EndMerging()
+	s.Merging = &SidecarMerging{Device: device, Time: now.UTC().Truncate(time.Second)}
+	if throttle != "" {
+		if s.Policies == nil {
+			s.Policies = make(map[string]string)
+		}
+		s.Policies[mergePolicyPrefix+"throttle"] = throttle
+	}
+}
+
 // EndMerging takes away what only a merge under way needs.
 func (s *Sidecar) EndMerging() {
 	s.Merging = nil
@@ -182,10 +195,11 @@ func (m *mergeTarget) keep(p mergePolicies) (kept bool, err error) {
 	return true, nil
 }
 
-// readPolicies takes those over that a merge had before a restart.
+// readPolicies takes those over that a merge had before a restart, or that
+// somebody wishes for one that begins.
 func (m *mergeTarget) readPolicies() {
 	file := m.s.cowFile()
-	if !m.s.env.Restoring || file == "" {
+	if file == "" {
 		return
 	}
 	side, err := ReadSidecar(file)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/kcopyd"
 	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/dmfuse/dmfuse/target"
 )
@@ -38,13 +39,16 @@ func (m *merges) Begin(ctx context.Context, req control.MergeRequest) (control.M
 		Device: d.Serial(), Snapshot: s.Serial(), Name: s.Name(), COW: line.Args[1], KeepCOW: req.KeepCOW,
 		Time: time.Now().UTC(),
 	}
-	if err := m.prepare(r, s, d, line); err != nil {
+	if err := m.prepare(r, s, d, line, req.Throttle); err != nil {
 		return control.Merge{}, err
 	}
 	if _, err := m.apply(ctx, mergeSteps(s, d, line)); err != nil {
 		m.undo(r)
 		m.over(r, "")
 		return control.Merge{}, err
+	}
+	if req.Throttle != "" { // where no sidecar said it
+		_, _ = d.Message(ctx, 0, []string{"throttle", req.Throttle})
 	}
 	r = m.begun(ctx, r)
 	m.log.WithFields(map[string]any{"device": d.Name(), "snapshot": r.Name}).Info("a merge begins")
@@ -57,7 +61,7 @@ const beginLimit = time.Minute
 
 // prepare writes down what is going to happen, and ends what would be in its way.
 // When it fails all is as before.
-func (m *merges) prepare(r *mergeRecord, s, d *mapper.Device, line mapper.Line) error {
+func (m *merges) prepare(r *mergeRecord, s, d *mapper.Device, line mapper.Line, throttle string) error {
 	var cow place
 	if filepath.IsAbs(r.COW) {
 		var err error
@@ -85,7 +89,7 @@ func (m *merges) prepare(r *mergeRecord, s, d *mapper.Device, line mapper.Line) 
 		err = m.manager.EndGuards(r.Base)
 	}
 	if err == nil && r.Inode != 0 {
-		if err = markMerging(cow, d.Name()); err != nil {
+		if err = markMerging(cow, d.Name(), throttle); err != nil {
 			err = control.Errorf(control.CodeIO, "the sidecar of the COW cannot be written: %v", err)
 		}
 	}
@@ -116,6 +120,9 @@ func mergeSteps(s, d *mapper.Device, line mapper.Line) []control.Step {
 // check refuses what cannot be merged. The command has looked at who uses the
 // devices; here is what must be so in any case.
 func (m *merges) check(req control.MergeRequest) (s, d *mapper.Device, line mapper.Line, err error) {
+	if _, ok := kcopyd.ParseLimit(req.Throttle); !ok && req.Throttle != "" {
+		return nil, nil, line, control.Errorf(control.CodeInvalid, "throttle %q: expected a percentage, 0 to 100, or bytes a second, like 10m/s", req.Throttle)
+	}
 	if s, err = m.manager.Device(mapper.ByName(req.Snapshot)); err != nil {
 		return nil, nil, line, err
 	}

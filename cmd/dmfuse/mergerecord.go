@@ -104,12 +104,12 @@ func readMergeRecords(dir string) (list []*mergeRecord, problems []error) {
 
 // markMerging notes in the sidecar of a COW file that it is being merged. Where
 // there is no sidecar none is made.
-func markMerging(cow place, device string) error {
+func markMerging(cow place, device, throttle string) error {
 	side, ok, err := readSidecar(cow)
 	if err != nil || !ok {
 		return err
 	}
-	side.Merging = &snapshot.SidecarMerging{Device: device, Time: time.Now().UTC().Truncate(time.Second)}
+	side.BeginMerging(device, throttle, time.Now())
 	return snapshot.WriteSidecar(cow.path, side)
 }
 

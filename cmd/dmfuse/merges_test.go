@@ -239,7 +239,7 @@ func mergeKilledAt(t *testing.T, base bool, at int) (more bool) {
 	}
 	rec := &mergeRecord{Device: d.Serial(), Snapshot: s.Serial(), Name: "monday", COW: line.Args[1], Time: time.Now()}
 	steps := []func(){func() {
-		if err := r.merges.prepare(rec, s, d, line); err != nil {
+		if err := r.merges.prepare(rec, s, d, line, ""); err != nil {
 			t.Fatal(err)
 		}
 	}}

@@ -23,7 +23,7 @@ type snapshotInfo struct {
 	COW            string  `json:"cow"`
 	Store          string  `json:"store"` // P, PO or N
 	ChunkSizeBytes int64   `json:"chunk_size_bytes"`
-	State          string  `json:"state"` // valid, paused, invalid, overflow, merge-failed, waiting
+	State          string  `json:"state"` // valid, paused, invalid, overflow, merging, merged, merge-failed, waiting
 	AllocatedBytes int64   `json:"allocated_bytes"`
 	MetadataBytes  int64   `json:"metadata_bytes"`
 	TotalBytes     int64   `json:"total_bytes"`  // size of the COW
@@ -49,7 +49,14 @@ func (s *session) snapshotInfo(m mapped) (snapshotInfo, error) {
 	if len(m.status) != 1 {
 		return i, fmt.Errorf("the table of %s has just been changed", m.Name)
 	}
-	return i, i.readStatus(m.status[0].Params)
+	err := i.readStatus(m.status[0].Params)
+	if i.State == "valid" && m.lines[0].Type == "snapshot-merge" {
+		i.State = "merging"
+		if i.AllocatedBytes == i.MetadataBytes {
+			i.State = "merged"
+		}
+	}
+	return i, err
 }
 
 // spaceOf asks the target for what its status line has no room for, and says so

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/kcopyd"
 	"github.com/spf13/cobra"
 )
 
@@ -17,6 +18,7 @@ type mergeOptions struct {
 	keepCOW     bool
 	originInUse bool
 	force       bool
+	throttle    string
 }
 
 func newSnapshotMergeCommand(a *app) *cobra.Command {
@@ -45,12 +47,16 @@ followed, and one that has failed is tried again.`,
 		Args: asUsage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.name = args[0]
+			if _, ok := kcopyd.ParseLimit(o.throttle); !ok && o.throttle != "" {
+				return usagef("--throttle %s: expected a percentage, 0 to 100, or bytes a second, like 20m/s", o.throttle)
+			}
 			return a.snapshotMerge(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.wait, "wait", false, "return when it is done")
 	f.BoolVar(&o.keepCOW, "keep-cow", false, "keep the COW, which is an empty store then")
+	f.StringVar(&o.throttle, "throttle", "", "share of the time in percent, or bytes a second, like 20m/s (later: dmfuse policy)")
 	f.BoolVar(&o.originInUse, "origin-in-use", false, "the origin device may be open: its users see its data change")
 	f.BoolVar(&o.force, "force", false, "merge a snapshot that is read-only, or whose COW was full")
 	return cmd
@@ -78,9 +84,20 @@ func (a *app) snapshotMerge(ctx context.Context, o mergeOptions) error {
 	if err != nil {
 		return err
 	}
-	if running {
+	d, ok := s.called(o.name)
+	if ok {
+		_, ok = d.only("snapshot-origin")
+	}
+	switch {
+	case running:
 		err = a.mergeAgain(ctx, s, merge, o)
-	} else {
+	case ok && o.wait: // who waits for the end of a merge may come late
+		a.note("no snapshot is being merged into %s", o.name)
+		if a.json {
+			err = a.printJSON(mergeAnswer{Device: d.Name, Path: d.Path, Done: true})
+		}
+		return err
+	default:
 		merge, err = a.beginMerge(ctx, s, o)
 	}
 	if err != nil {
@@ -157,7 +174,7 @@ func (a *app) beginMerge(ctx context.Context, s *session, o mergeOptions) (contr
 	if err != nil {
 		return control.Merge{}, err
 	}
-	merge, err := s.c.Merge(ctx, control.MergeRequest{Snapshot: m.Name, Device: device.Name, KeepCOW: o.keepCOW})
+	merge, err := s.c.Merge(ctx, control.MergeRequest{Snapshot: m.Name, Device: device.Name, KeepCOW: o.keepCOW, Throttle: o.throttle})
 	switch code := errorCode(err); {
 	case code == control.CodeNoDaemon:
 		return merge, fail(exitNoDaemon, fmt.Errorf("whether the merge of %s has begun is not known: %w", m.Name, err), "start a daemon and see: dmfuse serve, dmfuse jobs")
