@@ -67,6 +67,8 @@ func aims() []aim {
 		{Row: "memory/merge", Subject: nameMerge64k, Against: nameCommit, AtLeast: 2},
 		{Row: "memory/merge", Subject: nameMerge4k, Against: nameCommit, AtLeast: 2},
 		{Row: "disk/merge", Subject: nameMerge64k, Against: nameCommit, AtLeast: 2},
+		{Row: "memory/open-10M", Subject: nameOpenRandom, AtMost: 3000},
+		{Row: "memory/open-10M", Subject: nameOpenSequential, AtMost: 3000},
 		{Row: "memory/first-byte-1TiB", Subject: nameFirstByte, AtMost: 50},
 	}
 }

@@ -70,6 +70,10 @@ func tasks() []task {
 			{nameMerge4k, true, nil, mergeTask(withMerge(8))},
 		}},
 		{"first-byte-1TiB", "ms", both, []taskSubject{{nameFirstByte, true, nil, firstByte}}},
+		{"open-10M", "ms", []string{"memory"}, []taskSubject{
+			{nameOpenRandom, true, nil, openStore(false)},
+			{nameOpenSequential, true, nil, openStore(true)},
+		}},
 	})
 }
 
