@@ -135,7 +135,10 @@ func (a *app) openRepair(path, origin string, write bool) (f cowFacts, err error
 		}
 		return f, fail(exitFailed, fmt.Errorf("the store cannot be opened: %w", err), "")
 	}
-	if err = f.findOrigin(origin); err != nil {
+	if err = f.findOrigin(origin); err == nil {
+		err = f.freeOfKernel()
+	}
+	if err != nil {
 		_ = f.dev.Close()
 	}
 	return f, err

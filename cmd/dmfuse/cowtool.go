@@ -99,10 +99,27 @@ func (a *app) openCow(path, origin string, shared bool) (f cowFacts, err error) 
 	case err != nil:
 		return f, fail(exitFailed, fmt.Errorf("the store cannot be read: %w", err), "")
 	}
-	if err = f.findOrigin(origin); err != nil {
+	if err = f.findOrigin(origin); err == nil && !shared {
+		err = f.freeOfKernel()
+	}
+	if err != nil {
 		_ = f.dev.Close()
 	}
 	return f, err
+}
+
+// freeOfKernel refuses a block device that the kernel uses: a device of its
+// device-mapper, a mount. Those know no locks.
+func (f *cowFacts) freeOfKernel() error {
+	p, err := fileAt(f.path)
+	if err != nil || !p.block {
+		return err
+	}
+	users, err := blockUsers(devNumOf(p.stat.Rdev))
+	if err == nil && len(users) > 0 {
+		err = busy(p, users, "end this use first: a store that changes cannot be checked or repaired")
+	}
+	return err
 }
 
 // findOrigin learns the size of the origin from the flag or from the sidecar.

@@ -81,6 +81,14 @@ func TestCowRepair_BlockDevices(t *testing.T) {
 	d.Must("cow", "repair", cow, "--output", other)
 	d.Must("cow", "check", other)
 	refused(t, d.CLI("cow", "repair", cow, "--output", other), 4, "there already")
+	mounted := d.Image("mounted.img", 16*mib)
+	harness.Mkfs(t, "ext4", mounted)
+	loop := harness.Losetup(t, mounted)
+	dir := harness.Mount(t, d.Dir, loop, "ext4", "")
+	for _, verb := range []string{"check", "repair"} {
+		refused(t, d.CLI("cow", verb, loop), 4, loop, dir)
+	}
+	harness.Umount(t, dir)
 	d.Must("snapshot", "open", other, base, "s")
 	if got := readAt(t, d.Dev("s"), 8192, 4); got != "text" {
 		t.Errorf("the new store reads %q", got)
