@@ -14,13 +14,18 @@ func (s *snapshot) Metrics() []target.Metric { return s.Usage().metrics() }
 func (m *mergeTarget) Metrics() []target.Metric { return m.Usage().metrics() }
 
 func (u Usage) metrics() []target.Metric {
-	valid := 1.0
+	valid, paused := 1.0, 0.0
+	if u.PausedSince != nil {
+		paused = 1
+	}
 	switch u.State {
 	case "invalid", "overflow", "merge failed":
 		valid = 0
 	}
 	list := []target.Metric{
 		{Name: "snapshot_healthy", Help: "0 when the snapshot is invalid or full, or its merge has failed", Value: valid},
+		{Name: "snapshot_paused", Help: "1 while writes wait for room on the COW device", Value: paused},
+		{Name: "snapshot_reserved_bytes", Help: "Space taken beforehand and not given out", Value: float64(u.Reserved.Bytes())},
 		{Name: "snapshot_cow_bytes", Help: "Size of the COW device", Value: float64(u.Total.Bytes())},
 		{Name: "snapshot_capacity_bytes", Help: "What the COW device has or may grow to", Value: float64(u.Capacity.Bytes())},
 		{Name: "snapshot_allocated_bytes", Help: "What is given out of the COW device, metadata included", Value: float64(u.Allocated.Bytes())},
