@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -316,4 +317,60 @@ func TestLazy_Space(t *testing.T) {
 	}
 	tb.wantAnswered(100)
 	tb.close()
+}
+
+// TestLazy_CommitBehindAWriter: a chunk that was allotted first and is not filled
+// yet holds up the commit of those behind it, which a flush, a durable write and a
+// write to the origin wait for. It ends when that chunk is filled, though its
+// writer commits nothing itself.
+func TestLazy_CommitBehindAWriter(t *testing.T) {
+	for what, wait := range map[string]func(tb, org *table) error{
+		"flush":         func(tb, _ *table) error { return tb.Flush(context.Background()) },
+		"durable write": func(tb, _ *table) error { return tb.Write(context.Background(), make([]byte, 512), 33*512, true) },
+		"origin write":  func(_, org *table) error { return org.write(9, 32, 1) },
+		"origin copy":   func(_, org *table) error { return org.write(9, 64, 1) },
+		"suspend":       func(tb, _ *table) error { tb.snap().settle(); return nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			l, _ := lazyLab(t, Hooks{})
+			f := l.fault("c")
+			tb, org := l.live(lazyLine), l.live("0 1024 snapshot-origin o")
+			tb.mustWrite(2, 0, 8) // makes the note
+			f.SetText("write count=1 hang")
+			slow, waits := make(chan error, 1), make(chan error, 1)
+			go func() { slow <- tb.write(2, 16, 8) }()
+			if err := f.AwaitHanging(soon(t), 1); err != nil {
+				t.Fatal(err)
+			}
+			tb.mustWrite(2, 32, 8)
+			go func() { waits <- wait(tb, org) }()
+			limit := soon(t)
+			for s, asked := tb.snap(), false; !asked; runtime.Gosched() {
+				if limit.Err() != nil {
+					t.Fatal("nobody waits")
+				}
+				s.mu.Lock()
+				asked = (s.waiting > 0 || s.early.want > 0) && !s.leading
+				s.mu.Unlock()
+			}
+			tb.mustWrite(2, 48, 8) // nobody is kept from being answered
+			f.Release()
+			for _, ch := range []chan error{slow, waits} {
+				select {
+				case err := <-ch:
+					if err != nil {
+						t.Error(err)
+					}
+				case <-soon(t).Done():
+					t.Fatal("it never ends")
+				}
+			}
+			tb.want(2, 16, 8)
+			if u := tb.snap().Usage(); u.Answered > 2 || u.Pending != 0 {
+				t.Errorf("%+v", u)
+			}
+			tb.close()
+			org.close()
+		})
+	}
 }
