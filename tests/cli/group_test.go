@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -153,7 +155,7 @@ func TestGroup_Killed(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			harness.Eventually(t, 20*time.Second, "the file system is frozen", func() bool { return frozen(t, dir) })
+			join := untilWritesStop(t, dir)
 			if err := cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
@@ -161,6 +163,7 @@ func TestGroup_Killed(t *testing.T) {
 				_ = cmd.Wait()
 			}
 			harness.Eventually(t, 20*time.Second, "thawed", func() bool { return !frozen(t, dir) })
+			join()
 			release()
 			if signal == unix.SIGINT {
 				if err := cmd.Wait(); err == nil || exists(image+".s.cow") || exists(d.Path("other.img.o.cow")) {
@@ -176,6 +179,37 @@ func TestGroup_Killed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// untilWritesStop returns when a file system is frozen, as far as a writer can
+// tell; join waits for that one when it is thawed. To ask by freezing would take
+// the freeze away from the command.
+func untilWritesStop(t *testing.T, dir string) (join func()) {
+	t.Helper()
+	var writes atomic.Int64
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.WriteFile(dir+"/probe", []byte("x"), 0o600)
+				writes.Add(1)
+			}
+		}
+	})
+	last, same := int64(0), 0
+	harness.Eventually(t, 20*time.Second, "the file system is frozen", func() bool {
+		if n := writes.Load(); n != last {
+			last, same = n, 0
+		}
+		same++
+		return last > 0 && same > 25
+	})
+	close(stop)
+	return writer.Wait
 }
 
 // TestGroup_FullDisk: there is room for the first COW and not for the second.
