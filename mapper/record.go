@@ -1,6 +1,7 @@
 package mapper
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
@@ -250,6 +251,15 @@ func decodeState(data []byte, v any) error {
 		return invalid("%v", err)
 	}
 	return nil
+}
+
+// keepFile is replaceFile where the file has another content: a restart finds most
+// records as they are to be, and its clients wait.
+func keepFile(path string, data []byte) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	return replaceFile(path, data)
 }
 
 // replaceFile puts data into path so that a reader finds the old content or the

@@ -122,7 +122,7 @@ func (s *stateDir) save() error {
 	}
 	data, err := encodeState(s.numbers)
 	if err == nil {
-		err = replaceFile(filepath.Join(s.dir, stateFile), data)
+		err = keepFile(filepath.Join(s.dir, stateFile), data)
 	}
 	if err != nil {
 		return fmt.Errorf("state directory: %w", err)
@@ -250,7 +250,7 @@ func (d *Device) writeRecord(suspended *bool) error {
 	}
 	data, err := encodeState(r)
 	if err == nil {
-		err = replaceFile(s.recordPath(d.serial), data)
+		err = keepFile(s.recordPath(d.serial), data)
 	}
 	if err != nil {
 		return fmt.Errorf("record for restart: %w", err)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -375,5 +377,47 @@ func TestWorkerHangs(t *testing.T) {
 	}
 	if c.d.Worker() == worker || !strings.Contains(c.d.Log(), "gave no sign of life for 3s") {
 		t.Error("the worker that hung is there")
+	}
+}
+
+// TestWorkerPause measures how long a client waits when a worker is killed, with
+// nothing else to do and with all CPUs busy.
+func TestWorkerPause(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("lin.img", 1<<20)))
+	f, err := os.Open(c.d.Dev("lin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, load := range []struct {
+		name string
+		busy int
+		aim  time.Duration // on a machine with nothing else to do
+	}{{"idle", 0, 20 * time.Millisecond}, {"all CPUs busy", runtime.NumCPU(), 60 * time.Millisecond}} {
+		for range load.busy {
+			cmd := exec.Command("/bin/sh", "-c", "while :; do :; done")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		}
+		var pauses []time.Duration
+		buf := make([]byte, 4096)
+		for range harness.Pick(5, 50) {
+			c.d.KillWorker(syscall.SIGKILL)
+			began := time.Now()
+			if _, err := f.ReadAt(buf, 0); err != nil {
+				t.Fatal(err)
+			}
+			pauses = append(pauses, time.Since(began))
+		}
+		slices.Sort(pauses)
+		median := pauses[len(pauses)/2]
+		t.Logf("%s: median %v, longest %v (aim: %v)", load.name, median.Round(time.Millisecond/10), pauses[len(pauses)-1].Round(time.Millisecond/10), load.aim)
+		if median > 50*load.aim {
+			t.Errorf("%s: a client waits %v", load.name, median)
+		}
 	}
 }
