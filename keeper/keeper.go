@@ -48,6 +48,7 @@ type keeper struct {
 	once     bool     // the kernel cannot resend
 	wasReady bool     // some worker was
 	ending   bool     // a signal to end came while no worker could take it
+	tries    int      // workers that died since
 	pace     pace
 }
 
@@ -114,6 +115,11 @@ func (k *keeper) run() (int, error) {
 		why = Killed
 		if e.crashed {
 			why = Crashed
+		}
+		if k.ending {
+			if k.tries++; k.tries > maxTries {
+				return 0, fmt.Errorf("the worker %s, and so did those before it: it cannot be told to end, so the keeper does", e.text)
+			}
 		}
 		pause := k.pace.after(e.lived, e.crashed)
 		k.o.Say(true, fmt.Sprintf("the worker %s after %v: starting the next%s", e.text, e.lived.Round(time.Millisecond), pauseText(pause)))
@@ -306,7 +312,7 @@ func (k *keeper) reported(w *running, line string, trial bool) {
 			k.o.Say(false, "upgraded to "+k.program.name)
 		}
 		if k.ending {
-			k.ending = false
+			k.ending, k.tries = false, 0
 			_ = w.proc.Signal(syscall.SIGTERM)
 		}
 	}
@@ -385,6 +391,9 @@ func (p *program) close() { unix.Close(p.fd) }
 type pace struct{ young int }
 
 const maxPause = 5 * time.Second
+
+// maxTries is how many workers may die before one is ready to be told to end.
+const maxTries = 5
 
 func (p *pace) after(lived time.Duration, crashed bool) time.Duration {
 	if lived > 10*time.Second {

@@ -229,9 +229,9 @@ func (d *daemon) start() error {
 	if d.mount, err = d.newMount(); err != nil {
 		return fmt.Errorf("the device files cannot be shown at %s: %w", d.o.mount, err)
 	}
-	if d.mountDev, err = fileSystemAt(d.o.mount); err != nil {
+	if d.mountDev, err = fileSystemAt(d.o.mount); err != nil && d.worker == nil {
 		return err
-	}
+	} // while no worker ran somebody may have taken it away, which the readers find
 	return d.listen()
 }
 

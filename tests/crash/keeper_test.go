@@ -421,3 +421,28 @@ func TestWorkerPause(t *testing.T) {
 		}
 	}
 }
+
+// TestWorkerGone_Unmounted: a mount that is taken away while there is no worker
+// ends the daemon, as it does with one.
+func TestWorkerGone_Unmounted(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	keeper := c.d.PID()
+	if err := syscall.Kill(keeper, syscall.SIGSTOP); err != nil { // so that there is none for a while
+		t.Fatal(err)
+	}
+	worker := c.d.Worker()
+	if err := syscall.Kill(worker, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	// umount(8) looks at the directory first and would wait.
+	err := syscall.Unmount(filepath.Join(c.d.Run, "dev"), syscall.MNT_DETACH)
+	if err := syscall.Kill(keeper, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 20*time.Second, "the keeper ends", func() bool { return c.d.PID() == 0 })
+	c.d.Start()
+}
