@@ -34,7 +34,8 @@
 //     succeeds and changes nothing; any other size is EINVAL.
 //  5. No device operation is answered with ENOSYS: the kernel takes it for
 //     "never ask again", for every device of the mount. (For extended
-//     attributes, poll, statx and locks that is what is wanted.)
+//     attributes, poll, statx, locks and the FLUSH of a close that is what is
+//     wanted.)
 //  6. An errno is made in errno.go only.
 //
 // # Ioctls

@@ -211,5 +211,8 @@ func (f *FileSystem) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse
 	return fuse.OK
 }
 
-// Flush answers close. Nothing is kept back that would have to be written.
-func (f *FileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.OK }
+// Flush answers close: nothing is kept back that would have to be written, and
+// the kernel, which remembers this for the mount, never asks again. A program that
+// forks and executes closes the files of its child in the middle of that, and must
+// not have to wait for a daemon that is just being replaced.
+func (f *FileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
