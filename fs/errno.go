@@ -8,9 +8,11 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 )
 
-// Answers that fs gives by itself, without an error of a device. ENOSYS is not
-// among them: the kernel takes it for "never ask again", for all devices.
+// Answers that fs gives by itself, without an error of a device. ENOSYS is among
+// them only for what no device can ever do: the kernel takes it for "never ask
+// again", for all devices.
 const (
+	statusNoFlush     = fuse.ENOSYS                     // of a close, which has nothing to flush: never asked again
 	statusNoEntry     = fuse.ENOENT                     // no such name, or a device that is gone
 	statusNotDir      = fuse.ENOTDIR                    // a directory operation on a file
 	statusIsDir       = fuse.EISDIR                     // a file operation on a directory

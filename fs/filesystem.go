@@ -215,4 +215,6 @@ func (f *FileSystem) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse
 // the kernel, which remembers this for the mount, never asks again. A program that
 // forks and executes closes the files of its child in the middle of that, and must
 // not have to wait for a daemon that is just being replaced.
-func (f *FileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+func (f *FileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	return statusNoFlush
+}

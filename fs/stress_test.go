@@ -146,6 +146,7 @@ func TestStress_MixedLoad(t *testing.T) {
 			ended := make(chan error, 1)
 			var said strings.Builder
 			fio.Stdout, fio.Stderr = &said, &said
+			fio.Dir = t.TempDir() // it leaves the state of its verification where it runs
 			begin := time.Now()
 			go func() { ended <- fio.Run() }()
 			// Clients that are killed while they wait, and names.
