@@ -77,13 +77,15 @@ func (a *app) snapshotMerge(ctx context.Context, o mergeOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := s.loadAll(ctx, true); err != nil {
-		return err
-	}
-	merge, running, err := s.mergeCalled(ctx, o.name)
+	// The merges first: one that ends in between is seen in its device.
+	list, err := s.c.Merges(ctx)
 	if err != nil {
 		return err
 	}
+	if err := s.loadAll(ctx, true); err != nil {
+		return err
+	}
+	merge, running := s.mergeCalled(list, o.name)
 	d, ok := s.called(o.name)
 	if ok {
 		_, ok = d.only("snapshot-origin")
@@ -128,17 +130,13 @@ func (a *app) snapshotMerge(ctx context.Context, o mergeOptions) error {
 }
 
 // mergeCalled finds the merge of that snapshot, or into that device.
-func (s *session) mergeCalled(ctx context.Context, name string) (control.Merge, bool, error) {
-	list, err := s.c.Merges(ctx)
-	if err != nil {
-		return control.Merge{}, false, err
-	}
+func (s *session) mergeCalled(list []control.Merge, name string) (control.Merge, bool) {
 	_, there := s.called(name)
 	i := slices.IndexFunc(list, func(m control.Merge) bool { return m.Device == name || m.Snapshot == name && !there })
 	if i < 0 {
-		return control.Merge{}, false, nil
+		return control.Merge{}, false
 	}
-	return list[i], true, nil
+	return list[i], true
 }
 
 // mergeAgain is for a merge that is under way: one that has failed is tried again.

@@ -22,7 +22,6 @@ type shown struct {
 	chunk  int64 // bytes
 	size   int64 // bytes; snapshot.NoSize where the origin is not known
 	ranges snapshot.Ranges
-	data   io.ReaderAt // what it shows; nil without openData
 
 	openData   func() (io.ReaderAt, error)
 	openOrigin func() (io.ReaderAt, error)

@@ -1,8 +1,7 @@
 package crash
 
 import (
-	"bytes"
-	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -47,87 +46,115 @@ type mergesSeen struct{ before, amid, after int }
 func (r *rig) mergeRound(round int, seen *mergesSeen) {
 	r.t.Helper()
 	name := fmt.Sprintf("m%d", round)
-	chunk := []string{"4k", "512", "64k"}[round%3]
-	r.d.Must("snapshot", "create", "disk", name, "--chunk-size", chunk)
-	snap := r.views["disk"].m.Clone()
+	chunk := []int{8, 1, 128}[(round+round/3)%3]
+	r.d.Must("snapshot", "create", "disk", name, "--chunk-size", fmt.Sprint(chunk*sector))
 	cow := r.origin + "." + name + ".cow"
-	v := &view{m: snap}
-	for _, dev := range []string{name, "disk"} {
-		w := writer{path: r.d.Dev(dev), m: r.views["disk"].m, rng: r.rng, seed: &r.seed, parts: 1, sectors: r.sectors}
-		if dev == name {
-			w.m = snap
-		}
+	disk, snap := r.views["disk"].m, r.views["disk"].m.Clone()
+	for dev, m := range map[string]*model.Model{"disk": disk, name: snap} {
+		w := writer{path: r.d.Dev(dev), m: m, rng: r.rng, seed: &r.seed, parts: 1, sectors: r.sectors}
 		if err := w.some(120); err != nil {
 			r.t.Fatal(err)
 		}
 	}
-	// Slow enough that most kills meet it, and begun beside the writers, who have the
-	// origin device closed until it shows the other data.
-	begun := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	early := round%3 == 0
-	if early { // the kill comes while the command works
-		go func() {
-			quiet(ctx, r.d, "snapshot", "merge", name, "--throttle", "4m/s")
-			begun <- nil
-		}()
-		<-time.After(time.Duration(r.rng.Int64N(int64(150 * time.Millisecond))))
-		r.d.Kill()
-		<-begun
-	} else {
-		r.d.Must("snapshot", "merge", name, "--throttle", "4m/s")
-		r.views["disk"].m = snap
-		r.load(r.rng.Int64N(int64(300 * time.Millisecond)))
+	begin := []string{"snapshot", "merge", name, "--throttle", "4m/s"} // so slow that most kills meet it
+	if round%3 == 2 {
+		begin[4] = "100" // and some its end
 	}
+	if early := round%3 == 0; early { // the kill comes while the command works
+		var command sync.WaitGroup
+		command.Go(func() { quiet(r.t.Context(), r.d, begin...) })
+		<-time.After(time.Duration(r.rng.Int64N(int64(100 * time.Millisecond))))
+		r.d.Kill()
+		command.Wait()
+	} else {
+		r.d.Must(begin...)
+		r.views["disk"].m = snap
+		r.load(300 * time.Millisecond)
+	}
+	origin := r.checkMerge(cow, chunk, snap)
 	r.d.Start()
 	table := r.d.Must("table", "disk")
-	_, err := os.Stat(r.d.Dev(name))
-	merged := !strings.Contains(table, "snapshot-origin") || err != nil
-	switch {
-	case !merged:
-		seen.before++
-		r.shows("disk", r.views["disk"])
-		r.shows(name, v)
-		r.d.Must("snapshot", "merge", name)
-	case strings.Contains(table, "snapshot-merge"):
+	amid := strings.Contains(table, "snapshot-merge")
+	switch _, err := os.Stat(r.d.Dev(name)); {
+	case amid:
 		seen.amid++
-	default:
+	case err != nil:
 		seen.after++
+	default:
+		seen.before++
+		if err := disk.Check(origin, 0); err != nil {
+			r.t.Errorf("the file of the origin before the merge: %v", err)
+		}
+		r.shows("disk", disk)
+		r.shows(name, snap)
+		r.d.Must("snapshot", "merge", name)
 	}
 	r.views["disk"].m = snap
-	r.shows("disk", r.views["disk"])
-	r.shows("other", r.views["other"])
-	if merged && strings.Contains(table, "snapshot-merge") {
-		r.storeShows(cow, snapSectors(chunk))
-		r.load(r.rng.Int64N(int64(100 * time.Millisecond)))
+	r.shows("disk", snap)
+	r.shows("other", r.views["other"].m)
+	if amid { // once more, when it goes on
+		r.load(100 * time.Millisecond)
+		r.checkMerge(cow, chunk, snap)
 		r.d.Start()
-		r.shows("disk", r.views["disk"])
+		r.shows("disk", snap)
+		r.shows("other", r.views["other"].m)
 	}
-	quiet(ctx, r.d, "policy", "disk", "throttle=100") // there is none any more if it is done
+	quiet(r.t.Context(), r.d, "policy", "disk", "throttle=100") // there is none any more if it is done
 	r.d.Must("snapshot", "merge", "disk", "--wait")
+	r.checkMerged(cow)
+}
+
+// checkMerged: the merge is at its end, and nothing of it is left.
+func (r *rig) checkMerged(cow string) {
+	r.t.Helper()
 	if got := r.d.Must("table", "disk"); got != r.views["disk"].line {
 		r.t.Errorf("the table in the end: %q, want %q", got, r.views["disk"].line)
 	}
-	for _, view := range []string{"disk", "other"} {
-		r.shows(view, r.views[view])
+	for _, pattern := range []string{cow + "*", r.d.Run + "/merges/*"} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			r.t.Errorf("left: %q", left)
+		}
 	}
-	if left, _ := filepath.Glob(cow + "*"); len(left) > 0 {
-		r.t.Errorf("left: %q", left)
+	for name, v := range r.views {
+		r.shows(name, v.m)
 	}
-	if left, _ := filepath.Glob(r.d.Run + "/merges/*"); len(left) > 0 {
-		r.t.Errorf("left: %q", left)
-	}
-	r.checkStores()
 }
 
-func snapSectors(chunk string) int {
-	return map[string]int{"4k": 8, "512": 1, "64k": 128}[chunk]
+// checkMerge reads the files after a kill: the store of the merge, laid over the
+// origin by the witness, makes what the merged snapshot shows, at any moment before,
+// amid and after the merge; and the other snapshots show what they must. It returns
+// the content of the origin.
+func (r *rig) checkMerge(cow string, chunk int, snap *model.Model) []byte {
+	r.t.Helper()
+	origin, err := os.ReadFile(r.origin)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	shown := origin
+	store, err := os.ReadFile(cow)
+	switch {
+	case err == nil:
+		list, err := cowfile.Read(store, chunk)
+		if err == nil {
+			err = r.ownCheck(cow)
+		}
+		if err != nil {
+			r.t.Errorf("the store of the merge after kill -9: %v", err)
+		}
+		shown = cowfile.View(origin, store, chunk, list)
+	case !os.IsNotExist(err):
+		r.t.Fatal(err)
+	}
+	if err := snap.Check(shown, 0); err != nil {
+		r.t.Errorf("the files of the merge after kill -9: %v", err)
+	}
+	r.checkSnapshots(origin)
+	return origin
 }
 
 // load writes to the origin device and to the other snapshot until the daemon is
-// killed, after that time.
-func (r *rig) load(after int64) {
+// killed, at any moment within that time.
+func (r *rig) load(within time.Duration) {
 	r.t.Helper()
 	var writers sync.WaitGroup
 	busy := make(chan struct{}, 8)
@@ -149,12 +176,12 @@ func (r *rig) load(after int64) {
 			r.t.Fatal("the writers write nothing")
 		}
 	}
-	<-time.After(time.Duration(after))
+	<-time.After(time.Duration(r.rng.Int64N(int64(within))))
 	r.d.Kill()
 	writers.Wait()
 }
 
-// some makes n writes.
+// some makes n writes, and a flush: what is answered first is in the store then.
 func (w writer) some(n int) error {
 	f, err := os.OpenFile(w.path, os.O_RDWR, 0)
 	if err != nil {
@@ -170,45 +197,19 @@ func (w writer) some(n int) error {
 		}
 		w.m.Done(seed, start, count)
 	}
-	return f.Close()
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // shows compares a device with its model and settles what a kill left open.
-func (r *rig) shows(name string, v *view) {
+func (r *rig) shows(name string, m *model.Model) {
 	r.t.Helper()
 	content, err := os.ReadFile(r.d.Dev(name))
 	if err != nil {
 		r.t.Errorf("%s: %v", name, err)
 		return
 	}
-	if err := v.m.Check(content, 0); err != nil {
+	if err := m.Check(content, 0); err != nil {
 		r.t.Errorf("%s: %v", name, err)
 	}
-	v.m.Settle(content)
-}
-
-// storeShows: the store that is being merged, laid over the origin by the witness,
-// is what the device shows. The merge is stopped meanwhile.
-func (r *rig) storeShows(path string, chunk int) {
-	r.t.Helper()
-	r.d.Must("policy", "disk", "paused=yes")
-	r.d.Must("suspend", "disk", "--nolockfs")
-	origin, err := os.ReadFile(r.origin)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	cow, err := os.ReadFile(path)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	list, err := cowfile.Read(cow, chunk)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	view := cowfile.View(origin, cow, chunk, list)
-	r.d.Must("resume", "disk")
-	if now, err := os.ReadFile(r.d.Dev("disk")); err != nil || !bytes.Equal(now, view) {
-		r.t.Errorf("origin and store of the merge do not make what the device shows: %v", err)
-	}
-	r.d.Must("policy", "disk", "paused=no")
+	m.Settle(content)
 }

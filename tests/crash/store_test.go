@@ -19,6 +19,12 @@ func (r *rig) checkStores() {
 	if err := r.views["disk"].m.Check(origin, 0); err != nil {
 		r.t.Errorf("the file of the origin after kill -9: %v", err)
 	}
+	r.checkSnapshots(origin)
+}
+
+// checkSnapshots checks all stores, and what they show over that origin.
+func (r *rig) checkSnapshots(origin []byte) {
+	r.t.Helper()
 	for name, v := range r.views {
 		if v.cow == "" {
 			continue
