@@ -148,6 +148,9 @@ func stepText(err error) error {
 func (s *session) takeBack(why error, names ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if len(names) == 0 {
+		return why
+	}
 	var steps []control.Step
 	for _, name := range names {
 		steps = append(steps, control.Step{Op: control.OpRemove, Key: control.ByName(name)})
@@ -158,25 +161,51 @@ func (s *session) takeBack(why error, names ...string) error {
 	return why
 }
 
+// turnLimit is how long a list of steps waits for its turn until it is clear that
+// another list, not ours, is at work.
+const turnLimit = time.Second
+
 // gaveUp sees to it that no snapshot is left when the wait for the daemon was
-// given up: it may have been done before it noticed.
+// given up: it may have been done before it noticed. Lists of steps take turns, and
+// one that was given up does not begin any more. So if the turn is long in coming
+// and no device of ours is there, which are the first that is made, it is another
+// list that has it.
 func (s *session) gaveUp(all []member, why error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := s.c.Apply(ctx); err != nil { // comes after the one that was given up
-		return errors.Join(errUnknownOutcome, why, err)
+	err := s.turn(ctx, turnLimit)
+	made, ierr := s.there(ctx, namesOf(all))
+	if ierr == nil && err != nil && len(made) > 0 {
+		if err = s.turn(ctx, time.Minute); err == nil {
+			made, ierr = s.there(ctx, made)
+		}
 	}
-	var made []string
-	for _, name := range namesOf(all) {
+	if ierr != nil || err != nil && len(made) > 0 {
+		return errors.Join(errUnknownOutcome, why, err, ierr)
+	}
+	return s.takeBack(why, made...)
+}
+
+// turn waits until no list of steps that came before is at work.
+func (s *session) turn(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err := s.c.Apply(ctx)
+	return err
+}
+
+// there lists the devices of these names that there are.
+func (s *session) there(ctx context.Context, names []string) (there []string, err error) {
+	for _, name := range names {
 		_, err := s.c.Info(ctx, control.ByName(name), false)
 		switch {
 		case err == nil:
-			made = append(made, name)
+			there = append(there, name)
 		case errorCode(err) != control.CodeNotFound:
-			return errors.Join(errUnknownOutcome, why, err)
+			return nil, err
 		}
 	}
-	return s.takeBack(why, made...)
+	return there, nil
 }
 
 // withUndo adds to an error what could not be taken back.

@@ -208,7 +208,7 @@ func (w writer) run(busy chan<- struct{}) (int, error) {
 	}
 	f, err := os.OpenFile(w.path, flags, 0)
 	if err != nil {
-		return 0, err
+		return 0, w.end(err) // the others were quick
 	}
 	defer f.Close()
 	mem, err := unix.Mmap(-1, 0, 64*sector, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
