@@ -107,6 +107,10 @@ func lockFile(path string, wait bool) (*os.File, error) {
 func lockRunDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := lockFile(path, false)
+	for late := time.Now().Add(dyingLimit); errors.Is(err, syscall.EWOULDBLOCK) && dying(lockHolder(dir)) && time.Now().Before(late); {
+		time.Sleep(5 * time.Millisecond)
+		f, err = lockFile(path, false)
+	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		who := "another process"
 		if pid := lockHolder(dir); pid != 0 {
@@ -125,6 +129,16 @@ func lockRunDir(dir string) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// dyingLimit is how long a daemon that was killed has to be gone for good.
+const dyingLimit = 10 * time.Second
+
+// dying says that a process was killed and still has files open: its memory is
+// gone, and with it its words.
+func dying(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return pid != 0 && err == nil && len(b) == 0
 }
 
 // lockHolder is the process that the lock of a run directory names, 0: none.
