@@ -115,9 +115,20 @@ func (c *Client) Deps(ctx context.Context, key Key, inactive bool) (DepsReply, e
 
 // Apply runs the steps in order inside the daemon, all or nothing.
 func (c *Client) Apply(ctx context.Context, steps ...Step) (ApplyReply, error) {
+	return c.ApplyAs(ctx, "", steps...)
+}
+
+// ApplyAs is Apply with an id by which the caller may give it up.
+func (c *Client) ApplyAs(ctx context.Context, id string, steps ...Step) (ApplyReply, error) {
 	var r ApplyReply
-	err := c.call(ctx, http.MethodPost, "/v1/apply", nil, ApplyRequest{Steps: steps}, &r)
+	err := c.call(ctx, http.MethodPost, "/v1/apply", nil, ApplyRequest{ID: id, Steps: steps}, &r)
 	return r, err
+}
+
+// Abandon gives up an apply whose context has ended, and returns when the daemon
+// has done it or taken it back: which of the two, the devices say.
+func (c *Client) Abandon(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodPost, "/v1/apply/abandon", nil, AbandonRequest{ID: id}, nil)
 }
 
 // Do does one operation on one device as the kernel does it: what a failing

@@ -98,7 +98,14 @@ const (
 
 // ApplyRequest is a list of steps, run in order, all or nothing.
 type ApplyRequest struct {
+	// ID is chosen by a caller who may want to give up, and used once. It may be empty.
+	ID    string `json:"id,omitempty"`
 	Steps []Step `json:"steps"`
+}
+
+// AbandonRequest gives up an apply.
+type AbandonRequest struct {
+	ID string `json:"id"`
 }
 
 // ApplyReply says what became of each step.

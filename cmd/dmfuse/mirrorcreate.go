@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -224,12 +225,13 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 		}
 		places = append(places, at)
 	}
-	r, err := s.c.Apply(ctx, deviceSteps(p.o.name, t.line(), false, places...)...)
+	id := rand.Text()
+	r, err := s.c.ApplyAs(ctx, id, deviceSteps(p.o.name, t.line(), false, places...)...)
 	switch {
 	case errorCode(err) == control.CodeNoDaemon:
 		return nil, fail(exitNoDaemon, fmt.Errorf("whether the mirror %s was made is not known: %w", p.o.name, err), "start a daemon and see: dmfuse serve, dmfuse mirror ls; its log is kept until then")
 	case ctx.Err() != nil:
-		return nil, s.giveUp(p.o.name, ctx.Err())
+		return nil, s.giveUp(id, p.o.name, ctx.Err())
 	case err != nil:
 		return nil, fmt.Errorf("the mirror %s is not made: %w", p.o.name, stepText(err))
 	}
@@ -249,10 +251,10 @@ func (s *session) readOneLeg(ctx context.Context, name string) {
 
 // giveUp sees to it that no device is left when its maker was interrupted: the
 // daemon may have been done before it noticed.
-func (s *session) giveUp(name string, why error) error {
+func (s *session) giveUp(id, name string, why error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	_, err := s.c.Apply(ctx) // comes after the one that was given up
+	err := s.c.Abandon(ctx, id)
 	if err == nil {
 		_, err = s.c.Info(ctx, control.ByName(name), false)
 	}

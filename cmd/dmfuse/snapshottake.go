@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -41,19 +42,20 @@ func (s *session) applyMembers(ctx context.Context, all []member) (control.Apply
 	if err != nil {
 		return control.ApplyReply{}, nil, err
 	}
+	id := rand.Text()
 	if z == nil {
-		r, err := s.applyGuarded(ctx, steps)
+		r, err := s.applyGuarded(ctx, id, steps)
 		if ctx.Err() != nil && err != nil {
-			err = s.gaveUp(all, err)
+			err = s.gaveUp(id, all, err)
 		}
 		return r, nil, s.explain(err, all)
 	}
 	limited, cancel := context.WithTimeout(ctx, all[0].o.freezeLimit)
 	defer cancel()
-	r, err := s.applyGuarded(limited, steps)
+	r, err := s.applyGuarded(limited, id, steps)
 	if limited.Err() != nil && err != nil {
 		_ = z.thaw() // the daemon may wait for what is frozen
-		return r, z.mountPoints(), s.explain(s.gaveUp(all, err), all)
+		return r, z.mountPoints(), s.explain(s.gaveUp(id, all, err), all)
 	}
 	if terr := z.thaw(); terr != nil && err == nil {
 		err = s.takeBack(terr, namesOf(all)...)
@@ -63,10 +65,10 @@ func (s *session) applyMembers(ctx context.Context, all []member) (control.Apply
 
 // applyGuarded applies the steps; where the file system of a frozen base cannot
 // tell of writers, it does without being told, and says so.
-func (s *session) applyGuarded(ctx context.Context, steps []control.Step) (control.ApplyReply, error) {
+func (s *session) applyGuarded(ctx context.Context, id string, steps []control.Step) (control.ApplyReply, error) {
 	var untold []string
 	for {
-		r, err := s.c.Apply(ctx, steps...)
+		r, err := s.c.ApplyAs(ctx, id, steps...)
 		i := failedStep(err)
 		if errorCode(err) != control.CodeUnsupported || i < 0 || i >= len(steps) || steps[i].GuardBase == "" {
 			for _, base := range untold {
@@ -161,51 +163,25 @@ func (s *session) takeBack(why error, names ...string) error {
 	return why
 }
 
-// turnLimit is how long a list of steps waits for its turn until it is clear that
-// another list, not ours, is at work.
-const turnLimit = time.Second
-
 // gaveUp sees to it that no snapshot is left when the wait for the daemon was
-// given up: it may have been done before it noticed. Lists of steps take turns, and
-// one that was given up does not begin any more. So if the turn is long in coming
-// and no device of ours is there, which are the first that is made, it is another
-// list that has it.
-func (s *session) gaveUp(all []member, why error) error {
+// given up: it may have been done before it noticed.
+func (s *session) gaveUp(id string, all []member, why error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	err := s.turn(ctx, turnLimit)
-	made, ierr := s.there(ctx, namesOf(all))
-	if ierr == nil && err != nil && len(made) > 0 {
-		if err = s.turn(ctx, time.Minute); err == nil {
-			made, ierr = s.there(ctx, made)
-		}
+	if err := s.c.Abandon(ctx, id); err != nil {
+		return errors.Join(errUnknownOutcome, why, err)
 	}
-	if ierr != nil || err != nil && len(made) > 0 {
-		return errors.Join(errUnknownOutcome, why, err, ierr)
-	}
-	return s.takeBack(why, made...)
-}
-
-// turn waits until no list of steps that came before is at work.
-func (s *session) turn(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	_, err := s.c.Apply(ctx)
-	return err
-}
-
-// there lists the devices of these names that there are.
-func (s *session) there(ctx context.Context, names []string) (there []string, err error) {
-	for _, name := range names {
+	var made []string
+	for _, name := range namesOf(all) {
 		_, err := s.c.Info(ctx, control.ByName(name), false)
 		switch {
 		case err == nil:
-			there = append(there, name)
+			made = append(made, name)
 		case errorCode(err) != control.CodeNotFound:
-			return nil, err
+			return errors.Join(errUnknownOutcome, why, err)
 		}
 	}
-	return there, nil
+	return s.takeBack(why, made...)
 }
 
 // withUndo adds to an error what could not be taken back.

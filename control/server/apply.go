@@ -41,7 +41,16 @@ func (s *Server) applySteps(r *http.Request) (any, error) {
 	if err := body(r, &req); err != nil {
 		return nil, err
 	}
-	return s.Apply(r.Context(), req.Steps)
+	ctx := r.Context()
+	if req.ID != "" {
+		named, end, err := s.named.begin(ctx, req.ID)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		ctx = named
+	}
+	return s.Apply(ctx, req.Steps)
 }
 
 // Apply runs steps in order, all or nothing, as for a request. Only one list is

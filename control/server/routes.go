@@ -25,16 +25,17 @@ const eventsRoute = "GET /v1/events"
 
 func (s *Server) handlers() map[string]handler {
 	all := map[string]handler{
-		"GET /v1/version":     s.version,
-		"GET /v1/targets":     s.targets,
-		"GET /v1/devices":     s.devices,
-		"GET /v1/jobs":        s.jobs,
-		"GET /v1/merges":      s.merges,
-		"POST /v1/merges":     s.merge,
-		"POST /v1/apply":      s.applySteps,
-		"POST /v1/remove-all": s.removeAll,
-		"POST /v1/shutdown":   s.shutdown,
-		"POST /v1/upgrade":    s.upgrade,
+		"GET /v1/version":        s.version,
+		"GET /v1/targets":        s.targets,
+		"GET /v1/devices":        s.devices,
+		"GET /v1/jobs":           s.jobs,
+		"GET /v1/merges":         s.merges,
+		"POST /v1/merges":        s.merge,
+		"POST /v1/apply":         s.applySteps,
+		"POST /v1/apply/abandon": s.abandonApply,
+		"POST /v1/remove-all":    s.removeAll,
+		"POST /v1/shutdown":      s.shutdown,
+		"POST /v1/upgrade":       s.upgrade,
 
 		"GET /v1/device":          s.info,
 		"GET /v1/device/table":    s.table,

@@ -63,6 +63,7 @@ type Server struct {
 	meters http.Handler // see metrics.go
 
 	apply chan struct{} // holds one element while the steps of an apply run
+	named abandonable   // the applies that have an id
 
 	done     chan struct{} // closed by Close: streams and waits end
 	doneOnce sync.Once
