@@ -124,7 +124,7 @@ func snapshotCommand(t *testing.T, d *harness.Daemon, dir string, args ...string
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, 20*time.Second, "the file system is frozen", func() bool { return frozen(t, dir) })
+	t.Cleanup(untilWritesStop(t, dir))
 	return cmd, stderr
 }
 

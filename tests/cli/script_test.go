@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/dmfuse/dmfuse/tests/harness"
 )
@@ -95,6 +96,20 @@ func daemonPID(run string) int {
 	return pid
 }
 
+// daemonGone says whether a daemon has ended, its files closed too: a process that is
+// killed has lost its memory, and so its command line, before its locks.
+func daemonGone(run string) bool {
+	if daemonPID(run) != 0 {
+		return false
+	}
+	f, err := os.OpenFile(filepath.Join(run, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
+
 // scriptKill is "kill9": the daemon is killed, and gone.
 func scriptKill(ts *testscript.TestScript, _ bool, _ []string) {
 	run := ts.Getenv("DMFUSE_RUN_DIR")
@@ -103,7 +118,7 @@ func scriptKill(ts *testscript.TestScript, _ bool, _ []string) {
 		ts.Fatalf("no daemon runs on %s", run)
 	}
 	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
-	if !harness.Poll(10*time.Second, func() bool { return daemonPID(run) == 0 }) {
+	if !harness.Poll(10*time.Second, func() bool { return daemonGone(run) }) {
 		ts.Fatalf("the daemon is there 10 s after kill -9")
 	}
 }
@@ -111,7 +126,7 @@ func scriptKill(ts *testscript.TestScript, _ bool, _ []string) {
 // scriptGone is "gone": the daemon ends by itself.
 func scriptGone(ts *testscript.TestScript, _ bool, _ []string) {
 	run := ts.Getenv("DMFUSE_RUN_DIR")
-	if !harness.Poll(10*time.Second, func() bool { return daemonPID(run) == 0 }) {
+	if !harness.Poll(10*time.Second, func() bool { return daemonGone(run) }) {
 		ts.Fatalf("the daemon is still there")
 	}
 }
