@@ -1,6 +1,13 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+)
 
 func newShutdownCommand(a *app) *cobra.Command {
 	force := false
@@ -13,9 +20,27 @@ func newShutdownCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.Shutdown(cmd.Context(), force)
+			pid := 0
+			if dir, err := a.runDir(); err == nil {
+				pid = lockHolder(dir)
+			}
+			if err := c.Shutdown(cmd.Context(), force); err != nil {
+				return err
+			}
+			waitEnd(cmd.Context(), pid)
+			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "though devices are in use: their users get errors")
 	return cmd
+}
+
+// waitEnd waits a while for a daemon that has answered to be gone, so that the
+// next command can start another one.
+func waitEnd(ctx context.Context, pid int) {
+	for late := time.Now().Add(dyingLimit); pid != 0 && ctx.Err() == nil && time.Now().Before(late); time.Sleep(2 * time.Millisecond) {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || len(b) == 0 {
+			return
+		}
+	}
 }
