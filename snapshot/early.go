@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
-	"github.com/dmfuse/dmfuse/internal/notefile"
 )
 
 // Answer first: a write to the snapshot that gives chunks to it is answered when
@@ -106,7 +105,10 @@ func (s *snapshot) makeNote(c *core) (*note, error) {
 	if c.disk.rewound {
 		return nil, fmt.Errorf("%w: the store was merged in part", blockdev.ErrUnsupported)
 	}
-	session := notefile.NewSession()
+	session, err := newSession()
+	if err != nil {
+		return nil, err
+	}
 	f, err := h.create(o.path(dev, inode))
 	if err != nil {
 		return nil, err
