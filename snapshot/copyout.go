@@ -139,7 +139,7 @@ func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to i
 			if sh.s.safe(sh.c, from, to) {
 				continue
 			}
-			if err := sh.s.moreSpace(ctx, sh.c, sh.why, time.Time{}); err != nil {
+			if err := sh.s.moreSpace(ctx, sh.c, sh.c.chunkOf(from), sh.c.chunkOf(to-1), sh.why, time.Time{}); err != nil {
 				return err
 			}
 		}

@@ -48,6 +48,9 @@ func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error
 	if len(es) == 0 {
 		return true, nil
 	}
+	if err := m.sane(st, es); err != nil {
+		return false, err
+	}
 	pairs := mergePairs(c, es)
 	runs := mergeRuns(pairs)
 	if err := m.enterSafely(ctx, c, runs); err != nil {
@@ -62,6 +65,18 @@ func (m *mergeTarget) step(ctx context.Context, n int) (finished bool, err error
 		m.ranges.end(b, err)
 	}
 	return false, err
+}
+
+// sane refuses exceptions that cannot be, before anything is touched for them.
+func (m *mergeTarget) sane(st *persistent, es []exception) error {
+	origin := Chunk((m.s.source.Size() + st.bytes() - 1) >> st.shift)
+	chunks := st.chunksIn(m.s.cow.Size())
+	for _, e := range es {
+		if e.old >= origin || e.new >= chunks || st.isArea(e.new) {
+			return fmt.Errorf("%w: the store is damaged: chunk %d of the origin at chunk %d of the COW device", blockdev.ErrIO, e.old, e.new)
+		}
+	}
+	return nil
 }
 
 // enterSafely passes the gate when all other snapshots are safe for a write to

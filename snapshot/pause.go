@@ -56,12 +56,13 @@ func (s *snapshot) pauses() bool {
 // room, or the snapshot is lost and counts no more (an origin write never fails
 // for it, rule 4). errAgain means that it is to begin again.
 //
-// began is when a write to the snapshot came, zero for an origin write.
-func (s *snapshot) moreSpace(ctx context.Context, c *core, why error, began time.Time) error {
+// The write needs the chunks from first to last. began is when a write to the
+// snapshot came, zero for an origin write.
+func (s *snapshot) moreSpace(ctx context.Context, c *core, first, last Chunk, why error, began time.Time) error {
 	if s.health.settled() {
 		return nil
 	}
-	err := s.tryMore(ctx, c, why)
+	err := s.tryMore(ctx, c, first, last, why)
 	switch {
 	case err == nil:
 		s.endPause()
@@ -76,7 +77,7 @@ func (s *snapshot) moreSpace(ctx context.Context, c *core, why error, began time
 
 // tryMore makes room. Of many writes that wait one tries, and the others take its
 // failure for theirs.
-func (s *snapshot) tryMore(ctx context.Context, c *core, why error) error {
+func (s *snapshot) tryMore(ctx context.Context, c *core, first, last Chunk, why error) error {
 	if !errors.Is(why, ErrFull) && !outOfSpace(why) {
 		return why // a store that gives out nothing
 	}
@@ -92,7 +93,7 @@ func (s *snapshot) tryMore(ctx context.Context, c *core, why error) error {
 	}
 	s.mu.Lock()
 	_, _, need := c.store.bounds()
-	enough := need <= s.space.end
+	enough := need <= s.space.end || !s.lacksLocked(c, first, last)
 	s.mu.Unlock()
 	var err error
 	if !errors.Is(why, ErrFull) || s.space.probing {
@@ -104,6 +105,26 @@ func (s *snapshot) tryMore(ctx context.Context, c *core, why error) error {
 	}
 	s.space.failed, s.space.failedAt = err, now
 	return err
+}
+
+// lacksLocked tells whether any chunk of the range is neither there nor in the
+// making. Who waited for his turn may find that another has had what he needs, and
+// the room that is left then need not be there for anybody.
+func (s *snapshot) lacksLocked(c *core, first, last Chunk) bool {
+	for at := first; at <= last; {
+		_, n, ok := c.table.find(at)
+		end := last + 1
+		if n < uint64(end-at) {
+			end = at + Chunk(n)
+		}
+		for ; !ok && at < end; at++ {
+			if s.pending[at] == nil {
+				return true
+			}
+		}
+		at = end
+	}
+	return false
 }
 
 // pauseTime is how long somebody has waited, who lets go now and then.

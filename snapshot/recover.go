@@ -67,7 +67,7 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 	}
 	if err != nil {
 		if len(n.records) > 0 || n.base.generation == 0 {
-			s.early.lost = fmt.Errorf("the writes of the last moment before the kill are lost: %w", err)
+			s.early.lost = fmt.Errorf("%w: the writes of the last moment before the kill are lost: %v", blockdev.ErrIO, err)
 			s.log().WithError(err).Errorf("the note of the store does not count, and up to %d chunks that were written last are as before", len(n.records))
 		}
 		return nil

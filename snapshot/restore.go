@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // restore brings a snapshot back after the daemon was started again (promise
@@ -14,6 +16,12 @@ import (
 func (s *snapshot) restore(lost error) {
 	switch err := s.tryRestore(lost); {
 	case err == nil:
+	case s.merging && !errors.Is(err, errMarked) && !errors.Is(err, errBroken):
+		// The device answers nothing until the store is there again: the origin is
+		// not written, and nothing is lost.
+		s.health.setInvalid()
+		s.core.Store(nil)
+		s.log().WithError(err).Error("the store of the merge cannot be used: the device answers with errors until it can, and the daemon is started again")
 	case errors.Is(err, errMarked), errors.Is(err, errBroken):
 		s.health.setInvalid()
 		s.markInvalid(err) // the header too, now that it can be reached
@@ -41,6 +49,9 @@ func (s *snapshot) tryRestore(lost error) error {
 		return errors.New("a transient store does not outlive the daemon")
 	}
 	mark := s.sidecarMark()
+	if err := s.checkMerging(); err != nil {
+		return err
+	}
 	if err := s.openStore(false); err != nil {
 		return err
 	}
@@ -48,6 +59,22 @@ func (s *snapshot) tryRestore(lost error) error {
 		mark = errBroken
 	}
 	return mark
+}
+
+// checkMerging refuses a store that was damaged while its merge was cut off: a
+// merge goes on by itself, and what it takes for exceptions goes to the origin.
+func (s *snapshot) checkMerging() error {
+	if !s.merging {
+		return nil
+	}
+	if h, err := ReadHeader(s.cow); err != nil || h.Validate() != nil || !h.Usable() {
+		return nil // that is not for the check to say
+	}
+	rep, err := CheckStore(s.cow, blockdev.SectorsIn(s.source.Size()))
+	if err == nil && rep.Damaged() {
+		err = rep.Err()
+	}
+	return err
 }
 
 // sidecarMark is errMarked, with the reason, if the sidecar says that the

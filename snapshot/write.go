@@ -76,7 +76,7 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 			if began.IsZero() {
 				began = time.Now()
 			}
-			if err := s.moreSpace(ctx, c, full, began); err == errAgain && s.stopping.Load() {
+			if err := s.moreSpace(ctx, c, c.chunkOf(off), c.chunkOf(off+n-1), full, began); err == errAgain && s.stopping.Load() {
 				return target.ErrPostponed
 			} else if err != nil && err != errAgain {
 				return err
