@@ -115,7 +115,7 @@
 //	origin.gate        passed by each origin write from its first copy to the
 //	                   end of the write; shut by the resume of a snapshot
 //	  turns.turn       held during copies and commits; no lock in the sense below
-//	  Group.mu, turns.mu
+//	  Group.mu, Group.cowMu, turns.mu
 //	  origin.mu        list of snapshots
 //	    snapshot.mu    pending exceptions, queue, allotment in the store, room
 //	      exceptions.mu

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -59,11 +60,57 @@ type Group struct {
 
 	mu      sync.Mutex
 	origins map[blockdev.ID]*origin
+
+	cowMu sync.Mutex
+	cows  map[blockdev.ID]*cowUse // COW devices of all snapshots; guarded by cowMu
+}
+
+// cowUse is how many tables have a COW device. They are of one origin.
+type cowUse struct {
+	o     *origin
+	users int
+}
+
+// claimCOW enters s among the users of its COW device. Two origins on one would
+// overwrite each other's chunks.
+func (g *Group) claimCOW(s *snapshot) error {
+	if s.cow == nil || s.params.damaged {
+		return nil
+	}
+	g.cowMu.Lock()
+	defer g.cowMu.Unlock()
+	use := g.cows[s.cow.ID()]
+	switch {
+	case use == nil:
+		g.cows[s.cow.ID()] = &cowUse{s.o, 1}
+		s.claimed = true
+	case use.o != s.o:
+		return fmt.Errorf("%w: COW device %s belongs to a snapshot of another origin", blockdev.ErrBusy, s.cow.Name())
+	default:
+		use.users++
+		s.claimed = true
+	}
+	return nil
+}
+
+// dropCOW takes back what claimCOW did.
+func (g *Group) dropCOW(s *snapshot) {
+	g.cowMu.Lock()
+	defer g.cowMu.Unlock()
+	if !s.claimed {
+		return
+	}
+	s.claimed = false
+	if use := g.cows[s.cow.ID()]; use != nil {
+		if use.users--; use.users == 0 {
+			delete(g.cows, s.cow.ID())
+		}
+	}
 }
 
 // NewGroup makes a group without origins.
 func NewGroup(o Options) *Group {
-	return &Group{o: o, origins: make(map[blockdev.ID]*origin)}
+	return &Group{o: o, origins: make(map[blockdev.ID]*origin), cows: make(map[blockdev.ID]*cowUse)}
 }
 
 // Types lists the target types whose targets find each other in this group.

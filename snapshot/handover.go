@@ -11,6 +11,9 @@ import (
 // with the same origin and COW device exists, whose exceptions s takes over
 // when it is resumed (kernel: __validate_exception_handover).
 func (s *snapshot) register() (waits bool, err error) {
+	if err := s.group.claimCOW(s); err != nil {
+		return false, err
+	}
 	s.o.mu.Lock()
 	defer s.o.mu.Unlock()
 	from, to, n := s.o.sharingLocked(s)
@@ -71,6 +74,7 @@ func (o *origin) resort() {
 // unregister takes s out of the list. A table that waits to take over from it
 // becomes invalid; the COW device is left as it is.
 func (s *snapshot) unregister() {
+	s.group.dropCOW(s)
 	s.o.mu.Lock()
 	defer s.o.mu.Unlock()
 	if from, to, _ := s.o.sharingLocked(s); from == s && to != nil && to.core.Load() == nil {

@@ -310,3 +310,19 @@ func TestHandover_OfNothing(t *testing.T) {
 		t.Errorf("status %q", got)
 	}
 }
+
+// Snapshots of two origins cannot have one COW device.
+func TestHandover_OneCOWOfTwoOrigins(t *testing.T) {
+	l := newLab(t, Options{})
+	fill(t, l.mem("o", 64), oldSeed)
+	fill(t, l.mem("p", 64), oldSeed)
+	l.mem("c", 256)
+	one := l.live("0 64 snapshot o c P 8")
+	if _, err := l.load("0 64 snapshot p c P 8"); blockdev.Kind(err) != blockdev.ErrBusy {
+		t.Errorf("%v, expected busy", err)
+	}
+	if _, err := l.load("0 64 snapshot o c P 8"); err != nil { // a handover
+		t.Error(err)
+	}
+	one.close()
+}

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -274,5 +275,49 @@ func TestRestore_SmallStoreWithoutChunkSize(t *testing.T) {
 	defer s.close()
 	if got, err := s.read(0, 64); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%v %s", err, firstDifference(got, want))
+	}
+}
+
+// A merge whose COW device is away, or damaged, at one restart answers errors, marks
+// nothing invalid, and is what it was when the store is there again.
+func TestRestore_MergeWithoutItsStore(t *testing.T) {
+	for _, how := range []string{"away", "damaged"} {
+		t.Run(how, func(t *testing.T) {
+			const size = 256
+			l := newLab(t, Options{})
+			o := l.mem("o", size)
+			fill(t, o, oldSeed)
+			c := l.mem("c", 1024)
+			want := scattered(l, size, 8, 40)
+			line := fmt.Sprintf("0 %d snapshot-merge o c P 8", size)
+			whole := content(t, c)
+			if how == "away" {
+				delete(l.devs, "c")
+			} else {
+				put(t, c, bytes.Repeat([]byte{0x7f}, 64), 8*512)
+			}
+			origin := content(t, o)
+			tb := l.paused(line, restoring)
+			if _, err := tb.read(0, size); blockdev.Kind(err) != blockdev.ErrIO {
+				t.Errorf("read: %v, expected an I/O error", err)
+			}
+			if err := tb.write(9, 0, 8); blockdev.Kind(err) != blockdev.ErrIO {
+				t.Errorf("write: %v, expected an I/O error", err)
+			}
+			tb.close()
+			if !bytes.Equal(content(t, o), origin) {
+				t.Error("the origin was changed")
+			}
+			if how == "away" {
+				l.devs["c"] = c
+			} else {
+				put(t, c, whole, 0)
+			}
+			tb = l.paused(line, restoring)
+			defer tb.close()
+			if got, err := tb.read(0, size); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("with the store: %v %s", err, firstDifference(got, want))
+			}
+		})
 	}
 }

@@ -35,6 +35,7 @@ type snapshot struct {
 	source  target.Lower // the origin device
 	cow     target.Lower // nil: it could not be opened after a restart
 	o       *origin
+	claimed bool // it counts among the users of its COW device; guarded by group.cowMu
 
 	// core is nil while the target waits for a handover, after it has handed
 	// over, and when the store could not be read after a restart.

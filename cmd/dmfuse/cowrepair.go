@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -108,6 +109,9 @@ func (a *app) cowRepair(path string, o repairOptions) error {
 	}
 	if err := f.unfinished(); err != nil && !o.force && !o.dry {
 		return fail(exitBusy, fmt.Errorf("%s is not repaired: %w", f.path, err), "start a daemon where that one ran, which puts them into the store: dmfuse serve; after a power cut, or to do without them: --force")
+	}
+	if h, err := snapshot.ReadHeader(f.dev); err == nil && o.assume.given && !o.force && h.Validate() == nil {
+		return fail(exitUsage, fmt.Errorf("%s has a header that is in order, with chunks of %d sectors: nothing has to be assumed", f.path, h.ChunkSize), "leave --assume-chunk-size out, or insist with --force")
 	}
 	if o.output != "" {
 		return a.repairInto(f, o)
@@ -224,7 +228,26 @@ func (a *app) repairInPlace(f cowFacts, o repairOptions) error {
 func (o repairOptions) backupPath(f cowFacts) (string, error) {
 	switch {
 	case o.backup != "":
-		return cleanAbs(o.backup)
+		path, err := cleanAbs(o.backup)
+		if err != nil {
+			return "", err
+		}
+		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return path, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		for _, taken := range []string{f.path, o.origin} {
+			if in, err := os.Stat(taken); taken != "" && err == nil && os.SameFile(st, in) {
+				return "", usagef("--backup %s: it is FILE, or the origin", o.backup)
+			}
+		}
+		if !st.Mode().IsRegular() {
+			return "", usagef("--backup %s: there is something that is no regular file", o.backup)
+		}
+		return path, nil
 	case f.dev.ID().Kind == blockdev.IDBlock:
 		return "", usagef("%s is a block device, so there is no place beside it for the backup: give --backup FILE, or make a new store with --output", f.path)
 	}

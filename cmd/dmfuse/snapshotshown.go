@@ -94,6 +94,16 @@ func (s *session) showPlace(ctx context.Context, p place, word string, o shownOp
 	return s.showStore(p, word, o)
 }
 
+// merging finds the device that merges into an origin.
+func (s *session) merging(origin string) (name string, ok bool) {
+	for _, m := range s.devices {
+		if len(m.lines) == 1 && m.lines[0].Type == "snapshot-merge" && m.lines[0].Args[0] == origin {
+			return m.Name, true
+		}
+	}
+	return "", false
+}
+
 // showDevice lists a snapshot that runs; the list is of this moment.
 func (s *session) showDevice(ctx context.Context, m mapped) (*shown, error) {
 	info, err := s.snapshotInfo(m)
@@ -105,6 +115,10 @@ func (s *session) showDevice(ctx context.Context, m mapped) (*shown, error) {
 		return nil, fail(exitBusy, fmt.Errorf("%s is being merged into its origin", m.Name), "see how far it is with: dmfuse jobs")
 	case info.State == "invalid":
 		return nil, fail(exitFailed, fmt.Errorf("the snapshot %s is invalid: what it showed is lost", m.Name), "")
+	}
+	if by, ok := s.merging(m.lines[0].Args[0]); ok {
+		// The origin shows what is not below it yet, and its file changes.
+		return nil, fail(exitBusy, fmt.Errorf("another snapshot of the origin of %s is being merged into it, as %s", m.Name, by), "wait for the end: dmfuse jobs "+by)
 	}
 	r := &deviceRanges{s: s, name: m.Name}
 	if err := r.fetch(ctx, ""); err != nil {
