@@ -159,9 +159,9 @@ func (r *Repair) place(n, from uint64) error {
 	}
 	e := getEntry(b[:])
 	if j.shared.has(from) {
-		to := j.next
-		if j.isArea(to) {
-			to++
+		to, err := r.unused()
+		if err != nil {
+			return err
 		}
 		j.next = to + 1
 		r.copies = append(r.copies, exception{e.new, to})
@@ -171,6 +171,28 @@ func (r *Repair) place(n, from uint64) error {
 		putEntry(b[:], e)
 	}
 	return r.edit(stepEntries, j.offsetOf(n), b[:])
+}
+
+// unused is the next chunk that nothing is in. One that no entry names may be the
+// data of an entry that is damaged, and the only copy there is.
+func (r *Repair) unused() (Chunk, error) {
+	j := r.judge
+	b := make([]byte, min(j.bytes(), 1<<20))
+	for to := j.next; ; to++ {
+		if j.isArea(to) {
+			continue
+		}
+		empty := true
+		for off := j.offset(to); empty && to < j.chunks && off < j.offset(to+1); off += int64(len(b)) {
+			if err := readFull(r.dev, b, off); err != nil {
+				return 0, err
+			}
+			empty = !slices.ContainsFunc(b, func(x byte) bool { return x != 0 })
+		}
+		if empty {
+			return to, nil
+		}
+	}
 }
 
 // offsetOf is the place of entry n of the list.

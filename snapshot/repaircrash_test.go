@@ -53,11 +53,14 @@ func repairCrash(t *testing.T, d *damagedStore, h Hooks) error {
 	o := d.options()
 	o.Hooks = h
 	r, err := PlanRepair(dev, o)
+	if blockdev.Kind(err) == blockdev.ErrNoSpace {
+		return nil // it would have to grow, which the device of the test cannot
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	if r.GrowTo > 0 {
-		return nil // the device of the test cannot
+		return nil // likewise
 	}
 	b := r.Backup("/cow", nil)
 	if err := r.Apply(); err != nil {

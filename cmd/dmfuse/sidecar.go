@@ -50,6 +50,12 @@ func (c *cowFile) writeSidecar(b baseOf, name string) error {
 	}
 	path := snapshot.SidecarPath(c.path)
 	old, err := os.ReadFile(path)
+	if err == nil {
+		_, err = snapshot.ReadSidecar(c.path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fail(exitBusy, fmt.Errorf("%s, where the sidecar of the COW belongs, is something else: %w", path, err), "move it away, or give --cow another name")
+	}
 	if err == nil && !c.wipe {
 		c.undos = append(c.undos, func() error { return os.WriteFile(path, old, 0o600) })
 	} else {
