@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"testing"
@@ -67,8 +68,10 @@ func childServe(dir string) error {
 	return s.Unmount(ctx)
 }
 
-// childRead opens a file for reading and writing and reads from it.
+// childRead opens a file for reading and writing and reads from it. SIGTERM does
+// not end it.
 func childRead(path string) error {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM)
 	fd, err := unix.Open(path, unix.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -150,7 +150,7 @@ func isFile(node uint64) bool {
 
 // do answers a request that is ours.
 func (l *devLoop) do(c *call, h *fuse.InHeader) error {
-	c.begin(h.Unique, false)
+	c.begin(h, false)
 	n, code := c.run(h.Opcode)
 	c.end()
 	if !code.Ok() {
@@ -185,7 +185,7 @@ func (c *call) write() (int, fuse.Status) {
 
 // passOn lets go-fuse answer.
 func (l *devLoop) passOn(c *call) error {
-	c.begin(c.header().Unique, true)
+	c.begin(c.header(), true)
 	n, code := l.other.HandleRequest([][]byte{c.in[:c.n]}, [][]byte{c.out})
 	c.end()
 	switch {
@@ -213,9 +213,10 @@ func (l *devLoop) send(fd int, p []byte) error {
 	return err
 }
 
-// interrupt ends the wait of the request that is named. One that is not known
-// yet is answered with EAGAIN: the kernel tells again. That answer counts only
-// on the descriptor that the request itself was read from.
+// interrupt ends the wait of the request that is named if its caller wants to
+// end. One that is not known yet is answered with EAGAIN, which go-fuse does:
+// the kernel tells again. That answer counts only on the descriptor that the
+// request itself was read from.
 func (l *devLoop) interrupt(c *call) {
 	if c.n < interruptLength {
 		return
@@ -236,4 +237,11 @@ func (l *devLoop) interrupt(c *call) {
 			return
 		}
 	}
+}
+
+// tell interrupts a request that go-fuse has.
+func (l *devLoop) tell(unique uint64) {
+	in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: interruptLength, Opcode: opInterrupt, Unique: unique | 1}, Unique: unique}
+	var out [page]byte
+	l.other.HandleRequest([][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), interruptLength)}, [][]byte{out[:]})
 }

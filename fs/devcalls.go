@@ -8,8 +8,9 @@ import (
 
 // calls knows every request of a loop that may wait.
 type calls struct {
-	dead  atomic.Bool // the mount is gone: nothing waits any more
-	early *early      // nil: the kernel tells interrupts again that come too early
+	dead  atomic.Bool         // the mount is gone: nothing waits any more
+	early *early              // nil: the kernel tells interrupts again that come too early
+	tell  func(unique uint64) // interrupts a request that go-fuse has
 
 	mu  sync.Mutex
 	all map[*waiter]struct{} // guarded by mu

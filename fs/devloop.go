@@ -59,7 +59,7 @@ func newDevLoop(f *FileSystem, fd int, o Options) (*devLoop, error) {
 
 // openDevLoop is a loop with one reader, before INIT.
 func openDevLoop(f *FileSystem, fd int, o *fuse.MountOptions) *devLoop {
-	return &devLoop{
+	l := &devLoop{
 		f:     f,
 		other: fuse.NewProtocolServer(f, o),
 		log:   f.log,
@@ -67,6 +67,8 @@ func openDevLoop(f *FileSystem, fd int, o *fuse.MountOptions) *devLoop {
 		gone:  make(chan struct{}),
 		leave: func() {},
 	}
+	l.calls.tell = l.tell
+	return l
 }
 
 // addReaders makes it the number of readers there should be.

@@ -54,11 +54,17 @@
 // held while a device is called. Device.Size, Attr, Open, Release, InfoText and
 // the methods of Source must not wait for I/O: stat and ls go through them.
 //
-// An interrupt ends the context of a call. The kernel sends it for any signal
-// that the caller does not ignore, not only for fatal ones, and only for
-// synchronous calls; a device that was waiting returns ErrInterrupted and the
-// caller sees EINTR. A process with asynchronous I/O (libaio, io_uring) under
-// way cannot end, even by kill -9, before the device has answered.
+// An interrupt ends the context of a call whose caller wants to end: a signal
+// that ends the process is pending, or one of HUP, INT, QUIT and TERM. The kernel
+// sends interrupts for any signal that the caller does not ignore (the timers and
+// children of a program, the Go runtime's own), for a tracer and for a container
+// that is paused, while I/O on a disk never fails with EINTR and most programs
+// take that for a broken disk. So the caller's pending signals are looked at, now
+// and every 50 ms until the call has ended. A device that was waiting returns
+// ErrInterrupted and the caller sees EINTR. Interrupts come only for synchronous
+// calls: a process with asynchronous I/O (libaio, io_uring) under
+// way cannot end, even by kill -9, before the device has answered. With go-fuse's
+// own loop every interrupt ends the wait.
 //
 // # Deadlocks to know
 //

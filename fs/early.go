@@ -1,12 +1,6 @@
 package fs
 
-import (
-	"sync/atomic"
-	"time"
-	"unsafe"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
-)
+import "sync/atomic"
 
 // early remembers the last interrupts whose requests were not known. They come
 // over /dev/fuse while the request is on its way over a ring, and unlike those
@@ -32,33 +26,4 @@ func (e *early) has(unique uint64) bool {
 		}
 	}
 	return false
-}
-
-// passOnInterrupted is passOn for a request that was interrupted before: go-fuse
-// is told so until it has begun with it, and ended.
-func (e *ringEntry) passOnInterrupted() {
-	unique, done, told := e.in().Unique, make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(told)
-		again := time.NewTicker(time.Millisecond)
-		defer again.Stop()
-		for {
-			e.q.l.dev.tell(unique)
-			select {
-			case <-done:
-				return
-			case <-again.C:
-			}
-		}
-	}()
-	e.passOn()
-	close(done)
-	<-told
-}
-
-// tell interrupts a request that go-fuse has.
-func (l *devLoop) tell(unique uint64) {
-	in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: interruptLength, Opcode: opInterrupt, Unique: unique | 1}, Unique: unique}
-	var out [page]byte
-	l.other.HandleRequest([][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), interruptLength)}, [][]byte{out[:]})
 }

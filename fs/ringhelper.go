@@ -151,7 +151,7 @@ func (h *ringHelper) completion(c uring.CQE) error {
 	case !e.take():
 		e.answer(0, statusFault)
 	case e.ours() && (e.large() || !e.tryNow()):
-		e.begin(e.in().Unique, false)
+		e.begin(e.in(), false)
 		e.do()
 		return h.commit(e)
 	case !e.ours():

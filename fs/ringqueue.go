@@ -289,7 +289,7 @@ func (q *ringQueue) request(e *ringEntry) error {
 		q.pass(e)
 		return nil
 	}
-	e.begin(e.in().Unique, false)
+	e.begin(e.in(), false)
 	if !q.help(e) {
 		q.l.dev.handed.Add(1)
 		go e.aside()
@@ -300,11 +300,8 @@ func (q *ringQueue) request(e *ringEntry) error {
 // pass has go-fuse answer a request.
 func (q *ringQueue) pass(e *ringEntry) {
 	q.l.dev.handed.Add(1)
-	if e.begin(e.in().Unique, true) {
-		go e.work((*ringEntry).passOnInterrupted)
-	} else {
-		go e.work((*ringEntry).passOn)
-	}
+	e.begin(e.in(), true)
+	go e.work((*ringEntry).passOn)
 }
 
 // work answers a request in a goroutine of its own.

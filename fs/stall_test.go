@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/fs/fstest"
 )
 
@@ -119,14 +120,66 @@ func TestStall_KilledAsynchronousClient(t *testing.T) {
 	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
 }
 
-// An interrupt ends waiting.
+// A signal by which a program is asked to end ends waiting, also one that it
+// handles; go-fuse's own loop takes any signal for one.
 func TestStall_SignalEndsWaiting(t *testing.T) {
 	dev := fstest.NewMemory(1, "vol", 1<<20)
 	m := mount(t, dev)
 	dev.Suspend()
 	p := start(t, nil, "read", m.path("vol"))
 	awaitDevice(t, dev, "a read waits", func() bool { return dev.Waiting() == 1 })
-	// A signal to the process may be taken by a thread that does not wait.
+	p.signal(t, unix.SIGTERM)
+	if said, err := p.end(); err == nil || !strings.Contains(said, unix.EINTR.Error()) {
+		t.Errorf("the client ended with %v: %s", err, said)
+	}
+	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+}
+
+// Other signals end no I/O, as on a disk; the process can be killed after them.
+func TestStall_OtherSignalsEndNothing(t *testing.T) {
+	if testTransport() == fs.TransportGoFuse {
+		t.Skip("go-fuse ends the wait at any signal")
+	}
+	for what, wait := range map[string]func(p *process, dev *fstest.Memory){
+		"goes on": func(p *process, dev *fstest.Memory) {
+			dev.Resume()
+			if said, err := p.end(); err != nil {
+				t.Errorf("the client ended with %v: %s", err, said)
+			}
+		},
+		"is killed": func(p *process, dev *fstest.Memory) {
+			_ = p.Process.Kill()
+			_, _ = p.end()
+		},
+	} {
+		for _, op := range []string{"read", "punch"} {
+			t.Run(op+" "+what, func(t *testing.T) {
+				dev := fstest.NewMemory(1, "vol", 1<<20)
+				m := mount(t, dev)
+				dev.Suspend()
+				p := start(t, nil, op, m.path("vol"))
+				awaitDevice(t, dev, "a call waits", func() bool { return dev.Waiting() == 1 })
+				for range 3 {
+					p.signal(t, unix.SIGURG)   // Go programs handle it
+					p.signal(t, unix.SIGWINCH) // nobody does
+					p.signal(t, unix.SIGSTOP)
+					p.signal(t, unix.SIGCONT)
+					time.Sleep(60 * time.Millisecond) // gives a wrong end the time to happen
+					if n := dev.Waiting(); n != 1 {
+						t.Fatalf("%d calls wait after signals that end nothing", n)
+					}
+				}
+				wait(p, dev)
+				awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
+			})
+		}
+	}
+}
+
+// signal sends a signal to every thread: one to the process may be taken by a
+// thread that does not wait.
+func (p *process) signal(t *testing.T, sig unix.Signal) {
+	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.Process.Pid))
 	if err != nil || len(threads) == 0 {
 		t.Fatalf("threads of the client: %v %v", threads, err)
@@ -136,10 +189,6 @@ func TestStall_SignalEndsWaiting(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = unix.Tgkill(p.Process.Pid, tid, unix.SIGURG) // Go programs ignore it; a thread may have ended
+		_ = unix.Tgkill(p.Process.Pid, tid, sig) // a thread may have ended
 	}
-	if said, err := p.end(); err == nil || !strings.Contains(said, unix.EINTR.Error()) {
-		t.Errorf("the client ended with %v: %s", err, said)
-	}
-	awaitDevice(t, dev, "nothing is open", func() bool { return dev.Opens() == 0 && dev.Waiting() == 0 })
 }

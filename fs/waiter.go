@@ -1,6 +1,11 @@
 package fs
 
-import "sync"
+import (
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
 
 // waiter is a request under way, as interrupts see it: one after the other of a
 // call.
@@ -9,27 +14,35 @@ type waiter struct {
 
 	mu          sync.Mutex
 	unique      uint64 // of the request; 0: none
+	thread      uint32 // of its caller; 0: in another pid namespace
 	passed      bool   // to go-fuse
 	cancel      chan struct{}
 	interrupted bool
+	later       *time.Timer // to look at the caller again; or nil
 }
 
-// begin makes the request known to interrupts, and says whether its own has come
-// already. One that is passed on is go-fuse's to interrupt.
-func (w *waiter) begin(unique uint64, passed bool) (early bool) {
+// begin makes the request known to interrupts, of which its own may have come
+// already. One that is passed on is go-fuse's to end.
+func (w *waiter) begin(h *fuse.InHeader, passed bool) {
+	unique := h.Unique
 	w.mu.Lock()
-	w.unique, w.passed = unique, passed
+	w.unique, w.thread, w.passed = unique, h.Pid, passed
 	w.mu.Unlock()
-	early = w.of.early.has(unique)
-	if early || w.of.dead.Load() {
+	switch {
+	case w.of.dead.Load():
 		w.stop(unique)
+	case w.of.early.has(unique):
+		w.look(unique)
 	}
-	return early
 }
 
 func (w *waiter) end() {
 	w.mu.Lock()
 	w.unique = 0
+	if w.later != nil {
+		w.later.Stop()
+		w.later = nil
+	}
 	if w.interrupted {
 		w.interrupted, w.cancel = false, make(chan struct{})
 	}
@@ -40,12 +53,42 @@ func (w *waiter) end() {
 func (w *waiter) stop(unique uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if (w.unique^unique)&^resent != 0 || unique == 0 || w.passed {
+	if !w.is(unique) || w.passed {
 		return false
 	}
 	if !w.interrupted {
 		w.interrupted = true
 		close(w.cancel)
+	}
+	return true
+}
+
+// is says that the request is the one of that number. The caller holds mu.
+func (w *waiter) is(unique uint64) bool { return unique != 0 && (w.unique^unique)&^resent == 0 }
+
+// look ends the wait of an interrupted request if its caller wants to end, and
+// looks again later if not: the kernel tells one interrupt of a request only.
+// go-fuse may not have begun with a request that it was given, so it is told
+// until it has ended. False: the request is not this one.
+func (w *waiter) look(unique uint64) bool {
+	w.mu.Lock()
+	known, thread, passed := w.is(unique), w.thread, w.passed
+	w.mu.Unlock()
+	if !known {
+		return false
+	}
+	wait := lookAgain
+	if wantsToEnd(thread) {
+		if !passed {
+			return w.stop(unique)
+		}
+		w.of.tell(unique)
+		wait = tellAgain
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.is(unique) {
+		w.later = time.AfterFunc(wait, func() { w.look(unique) })
 	}
 	return true
 }
@@ -70,16 +113,27 @@ func (s *calls) remove(w *waiter) {
 	delete(s.all, w)
 }
 
-// interrupt ends the wait of a request; false: it is none of ours.
+// interrupt ends the wait of a request if its caller wants to end; false: no such
+// request is under way.
 func (s *calls) interrupt(unique uint64) bool {
+	if w := s.find(unique); w != nil {
+		return w.look(unique)
+	}
+	return false
+}
+
+func (s *calls) find(unique uint64) *waiter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.all {
-		if w.stop(unique) {
-			return true
+		w.mu.Lock()
+		known := w.is(unique)
+		w.mu.Unlock()
+		if known {
+			return w
 		}
 	}
-	return false
+	return nil
 }
 
 // end ends all waits, now and from now on. It returns the requests that
