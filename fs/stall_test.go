@@ -164,7 +164,7 @@ func TestStall_OtherSignalsEndNothing(t *testing.T) {
 					p.signal(t, unix.SIGWINCH) // nobody does
 					p.signal(t, unix.SIGSTOP)
 					p.signal(t, unix.SIGCONT)
-					time.Sleep(60 * time.Millisecond) // gives a wrong end the time to happen
+					time.Sleep(60 * time.Millisecond) // sleep: a wrong end gets the time to happen
 					if n := dev.Waiting(); n != 1 {
 						t.Fatalf("%d calls wait after signals that end nothing", n)
 					}

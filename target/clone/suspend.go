@@ -58,7 +58,9 @@ func (c *clone) Resume() {
 		return
 	}
 	h := &c.hyd
-	h.on, h.pos, h.failed, h.next, h.started = true, 0, false, time.Time{}, time.Now()
+	now := time.Now()
+	c.nextCommit = now.Add(commitInterval)
+	h.on, h.pos, h.failed, h.next, h.started = true, 0, false, time.Time{}, now
 	c.meter = meter{}
 	c.loops = startLoops([loopCount]step{
 		loopHydrate: c.hydrateStep,
