@@ -15,20 +15,8 @@ import (
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/sirupsen/logrus"
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
-
-// workerVerb is the hidden verb under which the program runs as the worker of a
-// keeper, with the flags of serve.
-const workerVerb = "worker"
-
-func newWorkerCommand(a *app) *cobra.Command {
-	cmd, o := serveCommand(a, workerVerb, a.serve)
-	cmd.Hidden = true
-	cmd.Flags().StringVar(&o.kept, "kept", "", "what the keeper hands down")
-	return cmd
-}
 
 // keeps says whether serve is to be a keeper and a worker: what it takes over is
 // read from /dev/fuse by readers of ours.

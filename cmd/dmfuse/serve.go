@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -235,24 +234,6 @@ func (d *daemon) start() error {
 	return d.listen()
 }
 
-// trial is the check of a program that is to replace another: it must find all
-// devices as they are. It may end here with nothing lost.
-func (d *daemon) trial() error {
-	if d.worker == nil || d.worker.Why != keeper.Upgraded {
-		return nil
-	}
-	fault := d.testFault()
-	switch {
-	case fault.has("exit"):
-		return errors.New("a test wants this program to fail")
-	case fault.has("hang"):
-		select {}
-	case len(d.problems) > 0:
-		return fmt.Errorf("device %s: %s", d.problems[0].Device, d.problems[0].Text)
-	}
-	return nil
-}
-
 // own takes what is a daemon's alone.
 func (d *daemon) own() error {
 	if err := makeRunDir(d.o.runDir, d.o.allowOther); err != nil {
@@ -264,18 +245,6 @@ func (d *daemon) own() error {
 	}
 	d.lock = lock
 	d.leftovers, err = collectLeftovers(d.o.mount, leftoversFile(d.o.runDir))
-	return err
-}
-
-// inherit is own for the worker of a keeper, which has all of it.
-func (d *daemon) inherit() error {
-	var err error
-	d.held, err = fs.TakeOver(fs.Held{
-		Dir: d.o.mount, Fuse: d.worker.Fuse, Memory: d.worker.Memory, Crashed: d.worker.Why == keeper.Crashed,
-		NoResend: d.testFault().has("no-resend"),
-	})
-	d.lock = d.worker.Lock
-	d.leftovers = stillThere(readLeftovers(leftoversFile(d.o.runDir)), nil)
 	return err
 }
 
@@ -389,14 +358,6 @@ func writeReady(fd int) {
 	_ = f.Close()
 }
 
-// keeperPID is the process of the keeper, 0 without one.
-func (d *daemon) keeperPID() int {
-	if d.worker == nil {
-		return 0
-	}
-	return os.Getppid()
-}
-
 // loop waits for the end: a shutdown by request, a signal, or a mount that
 // somebody took away. It tells whether the next worker is to go on.
 func (d *daemon) loop(signals <-chan os.Signal) (handOver bool) {
@@ -430,218 +391,4 @@ func (d *daemon) loop(signals <-chan os.Signal) (handOver bool) {
 			d.unmountedByOther()
 		}
 	}
-}
-
-// unmountedByOther deals with an umount that was not ours: the files are gone,
-// so the devices are flushed and the daemon ends, as its users wanted.
-func (d *daemon) unmountedByOther() {
-	d.ending.Lock() // a shutdown that runs unmounts, too
-	over := d.over
-	d.ending.Unlock()
-	if over {
-		return
-	}
-	d.log.Warn("the mount was taken away by somebody else: ending")
-	if err := d.shutdown(context.Background(), 0, true); err != nil {
-		d.notEnded(err)
-	}
-}
-
-// shutdownLimit is how long the devices have for their last flush.
-const shutdownLimit = 2 * time.Minute
-
-// notEnded logs why a shutdown was refused, with who holds the devices.
-func (d *daemon) notEnded(err error) {
-	log := d.log.WithError(err)
-	var c *control.Error
-	if errors.As(err, &c) && len(c.Holders) > 0 {
-		log = log.WithField("holders", strings.Join(c.Holders, "; "))
-	}
-	log.Error("not ended")
-}
-
-// shutdown ends the daemon, or says who still uses its devices; what the
-// process pid has open does not count, as it is the one who asks. It returns
-// when everything is durable and unmounted; finish does the rest.
-func (d *daemon) shutdown(ctx context.Context, pid int, force bool) error {
-	d.ending.Lock()
-	defer d.ending.Unlock()
-	if d.over {
-		return nil
-	}
-	if !force {
-		if err := d.inUse(pid); err != nil {
-			return err
-		}
-	}
-	notify(d.env, "STOPPING=1")
-	// From here on there is no way back, whoever asked and went away.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
-	defer cancel()
-	if force {
-		d.manager.EndFaults() // a request that hangs would keep the mount
-	}
-	if err := d.unmount(ctx, force); err != nil {
-		return err
-	}
-	d.merges.close()
-	if d.worker != nil {
-		d.worker.Report("final")
-	}
-	if err := d.manager.Close(ctx); err != nil {
-		d.log.WithError(err).Error("not everything could be flushed")
-		d.over = true
-		close(d.ended)
-		return err
-	}
-	d.over = true
-	close(d.ended)
-	return nil
-}
-
-// unmountLimit is how long files may stay open at the end: long enough for a
-// program that is closing them.
-const unmountLimit = 3 * time.Second
-
-// unmount takes the files away. With force it does so though some are open;
-// their users get errors once the devices are closed.
-func (d *daemon) unmount(ctx context.Context, force bool) error {
-	ctx, cancel := context.WithTimeout(ctx, unmountLimit)
-	defer cancel()
-	err := d.mount.Unmount(ctx)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, fs.ErrElsewhere) && d.nothingOpen():
-		d.log.WithError(err).Warn("nothing is open there: it ends with the daemon")
-		return nil
-	case !force:
-		e := control.Errorf(control.CodeBusy, "the mount %s is in use: %v", d.o.mount, err)
-		e.Holders = mountHolders(d.o.mount, d.mountDev, 0)
-		return e
-	}
-	d.log.WithError(err).Warn("the mount is in use and is taken out of the tree")
-	if err := d.mount.UnmountLazily(); err != nil {
-		d.log.WithError(err).Error("the mount stays")
-	}
-	return nil
-}
-
-// nothingOpen tells whether no file of any device is open, in whatever mount
-// namespace.
-func (d *daemon) nothingOpen() bool {
-	for _, dev := range d.manager.Devices() {
-		if dev.Info(false).FileOpens > 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// handOverLimit is how long the requests under way have to end before the next
-// worker goes on. Those that wait on a suspended device never do; it has them
-// sent again.
-const handOverLimit = 2 * time.Second
-
-// upgrade has the keeper start another program next.
-func (d *daemon) upgrade(binary string) error {
-	switch {
-	case d.worker == nil:
-		e := control.Errorf(control.CodeUnsupported, "this daemon has no keeper, which could put another program in its place")
-		e.Next = "end it with: dmfuse shutdown, and start the new one; with dmfuse serve --keeper the next time goes without"
-		return e
-	case !d.mount.CanResend():
-		return control.Errorf(control.CodeUnsupported, "this kernel cannot resend requests (Linux 6.9 can): nothing can go on in place of this daemon")
-	case !filepath.IsAbs(binary):
-		return control.Errorf(control.CodeInvalid, "the program %q: expected an absolute path", binary)
-	}
-	if fi, err := os.Stat(binary); err != nil {
-		return control.Errorf(control.CodeInvalid, "the program: %v", err)
-	} else if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0 {
-		return control.Errorf(control.CodeInvalid, "the program %s: expected a file that can be run", binary)
-	}
-	if strings.ContainsAny(binary, "\n\r") {
-		return control.Errorf(control.CodeInvalid, "the program %q: the path has more than one line", binary)
-	}
-	d.worker.Report("upgrade " + binary)
-	select {
-	case d.replace <- struct{}{}:
-	default: // it is under way
-	}
-	return nil
-}
-
-// after is what became of the worker before this one.
-func (d *daemon) after() string {
-	if d.worker == nil {
-		return ""
-	}
-	return string(d.worker.Why)
-}
-
-// handOver stops reading and answers what there is. All that the next worker
-// needs is in place at any time: there is nothing else to write.
-func (d *daemon) handOver() {
-	d.log.Info("making place for another worker")
-	ctx, cancel := context.WithTimeout(context.Background(), handOverLimit)
-	defer cancel()
-	d.mount.HandOver(ctx.Done())
-}
-
-// proveLife tells the keeper again and again that requests are answered: one of
-// our own goes through the file system and the list of devices, one through the
-// control socket. It ends with the process.
-func (d *daemon) proveLife() {
-	c := control.NewClient(d.o.socket)
-	for {
-		err := d.mount.Check()
-		if err == nil {
-			_, err = c.Version(context.Background())
-		}
-		select {
-		case <-d.ended:
-			return
-		case <-time.After(lifeInterval):
-		}
-		if err != nil {
-			d.log.WithError(err).Warn("the check of the daemon by itself failed")
-			continue
-		}
-		d.worker.Report("alive")
-	}
-}
-
-// lifeInterval is how often a worker looks at itself.
-const lifeInterval = time.Second
-
-// finish ends the control connections, those that wait for their answer last,
-// and gives back the socket and the lock.
-func (d *daemon) finish() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	err := d.server.Close(ctx)
-	err = errors.Join(err, <-d.serving)
-	d.log.Info("ended")
-	if d.worker != nil {
-		err = errors.Join(err, d.worker.Unlock())
-	}
-	return errors.Join(err, d.lock.Close())
-}
-
-// cleanup takes down what a failed start had brought up. The records of the
-// devices stay: they are those of the daemon before, for the next one.
-func (d *daemon) cleanup() error {
-	ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
-	defer cancel()
-	var err error
-	if d.mount != nil {
-		err = errors.Join(err, d.mount.Unmount(ctx))
-	}
-	if d.manager != nil {
-		err = errors.Join(err, d.manager.Abandon(ctx))
-	}
-	if d.lock != nil {
-		err = errors.Join(err, d.lock.Close())
-	}
-	return err
 }
