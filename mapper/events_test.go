@@ -70,7 +70,8 @@ func TestEvents_Wait(t *testing.T) {
 	for i := range waits {
 		waits[i] = later(func() error { _, err := d.WaitEvent(limit(t), 0); return err })
 	}
-	global := later(func() error { _, err := m.WaitGlobalEvent(limit(t), m.GlobalEvent()); return err })
+	before := m.GlobalEvent()
+	global := later(func() error { _, err := m.WaitGlobalEvent(limit(t), before); return err })
 	event()
 	event()
 	for _, w := range waits {
