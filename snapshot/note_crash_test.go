@@ -191,31 +191,28 @@ func TestCrashLazy_EachStepIsNeeded(t *testing.T) {
 // midst of one.
 type watched struct {
 	named
-	look func()
+	step func(change func()) // does a change, and looks; one at a time
 }
 
-func (w watched) WriteAt(p []byte, off int64) (int, error) {
-	w.look()
+func (w watched) WriteAt(p []byte, off int64) (n int, err error) {
+	w.step(func() {})
 	if len(p) > 512 {
-		if n, err := w.named.WriteAt(p[:512], off); err != nil {
+		w.step(func() { n, err = w.named.WriteAt(p[:512], off) })
+		if err != nil {
 			return n, err
 		}
-		w.look()
 	}
-	n, err := w.named.WriteAt(p, off)
-	w.look()
+	w.step(func() { n, err = w.named.WriteAt(p, off) })
 	return n, err
 }
 
-func (w watched) Flush() error {
-	err := w.named.Flush()
-	w.look()
+func (w watched) Flush() (err error) {
+	w.step(func() { err = w.named.Flush() })
 	return err
 }
 
-func (w watched) Zero(off, n int64, unmap bool) error {
-	err := w.named.Zero(off, n, unmap)
-	w.look()
+func (w watched) Zero(off, n int64, unmap bool) (err error) {
+	w.step(func() { err = w.named.Zero(off, n, unmap) })
 	return err
 }
 
@@ -227,8 +224,16 @@ type killRun struct {
 	hooks Hooks // of the daemon that comes after
 	deep  bool  // it is killed too, at every moment
 
+	mu     sync.Mutex
 	states int
 	first  error
+}
+
+// failed says that a state was wrong.
+func (k *killRun) failed() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.first != nil
 }
 
 // state is what is left after a kill.
@@ -274,15 +279,19 @@ func (s killState) lab(t *testing.T, hooks Hooks, look func(*lab, Notes)) (*lab,
 	}
 	o := Notes{Dir: dir, Boot: "this boot", host: s.host.clone(), lazy: true, after: func() <-chan struct{} { return nil }}
 	l := newLab(t, Options{})
-	see := func() {
+	var mu sync.Mutex // stores are written side by side, and a kill ends all at once
+	step := func(change func()) {
+		mu.Lock()
+		defer mu.Unlock()
+		change()
 		if look != nil {
 			look(l, o)
 		}
 	}
-	o.watch = func([]byte) { see() }
+	o.watch = func([]byte) { step(func() {}) }
 	l.group = NewGroup(Options{Hooks: hooks, Notes: o})
 	for name, b := range s.devs {
-		l.devs[name] = watched{named{blockdev.NewMemBytes(append([]byte(nil), b...)), name}, see}
+		l.devs[name] = watched{named{blockdev.NewMemBytes(append([]byte(nil), b...)), name}, step}
 	}
 	return l, o
 }
@@ -306,7 +315,7 @@ func (k *killRun) explore() (int, error) {
 	r := &crashRun{t: k.t, group: devtest.NewCrashGroup(), size: k.size, kill: true, lines: map[string]string{}, tables: map[string]*table{}, seed: 100}
 	began := false
 	l, notes := start.lab(k.t, k.crashPlan.hooks, func(l *lab, o Notes) {
-		if began && k.first == nil {
+		if began && !k.failed() {
 			k.check(take(k.t, l, o), r, k.deep)
 		}
 	})
@@ -328,7 +337,10 @@ func (k *killRun) explore() (int, error) {
 
 // check starts a daemon on what is left.
 func (k *killRun) check(s killState, r *crashRun, deep bool) {
+	k.mu.Lock()
 	k.states++
+	state := k.states
+	k.mu.Unlock()
 	var marks []any
 	for _, e := range r.group.Events() {
 		if e.Phase == devtest.Marked {
@@ -340,7 +352,7 @@ func (k *killRun) check(s killState, r *crashRun, deep bool) {
 	loading := true
 	if deep {
 		look = func(l *lab, o Notes) {
-			if loading && k.first == nil {
+			if loading && !k.failed() {
 				k.check(take(k.t, l, o), r, false)
 			}
 		}
@@ -350,7 +362,7 @@ func (k *killRun) check(s killState, r *crashRun, deep bool) {
 	for _, n := range k.names() {
 		tb, err := l.load(r.lines[n], restoring)
 		if err != nil {
-			k.fail(fmt.Errorf("state %d: snapshot %s: %w", k.states, n, err))
+			k.fail(fmt.Errorf("state %d: snapshot %s: %w", state, n, err))
 			break
 		}
 		tables = append(tables, tb)
@@ -362,22 +374,24 @@ func (k *killRun) check(s killState, r *crashRun, deep bool) {
 	for i, tb := range tables {
 		n := k.names()[i]
 		if err := compare(tb, want[n]); err != nil {
-			k.fail(fmt.Errorf("state %d: snapshot %s: %w\n%s", k.states, n, err, l.logs.String()))
+			k.fail(fmt.Errorf("state %d: snapshot %s: %w\n%s", state, n, err, l.logs.String()))
 		}
 		if rep, err := CheckStore(l.devs["cow-"+n], k.size); err != nil || rep.Damaged() {
-			k.fail(fmt.Errorf("state %d: snapshot %s: check: %v %v", k.states, n, err, rep.Err()))
+			k.fail(fmt.Errorf("state %d: snapshot %s: check: %v %v", state, n, err, rep.Err()))
 		}
 		if err := tb.Flush(context.Background()); err != nil {
-			k.fail(fmt.Errorf("state %d: snapshot %s: flush: %w", k.states, n, err))
+			k.fail(fmt.Errorf("state %d: snapshot %s: flush: %w", state, n, err))
 		}
 		tb.close()
 	}
 	if err := compareDevice(l.devs["o"], want["org"]); err != nil {
-		k.fail(fmt.Errorf("state %d: origin: %w", k.states, err))
+		k.fail(fmt.Errorf("state %d: origin: %w", state, err))
 	}
 }
 
 func (k *killRun) fail(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.first == nil {
 		k.first = err
 	}
