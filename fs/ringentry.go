@@ -39,6 +39,9 @@ func (e *ringEntry) take() bool {
 		return false
 	}
 	copy(e.request[inHeader/8:], e.header.op[:])
+	if node := e.in().NodeId; isFile(node) && e.q.file.Load() != node {
+		e.q.file.Store(node)
+	}
 	return true
 }
 

@@ -51,6 +51,7 @@ type ringQueue struct {
 	known   atomic.Pointer[[]*ringEntry] // entries, for helpers
 	live    atomic.Int32                 // entries that the kernel knows
 	away    atomic.Int32                 // of these, with a helper or goroutine
+	file    atomic.Uint64                // node of a device file that somebody has open: of the last request for one
 	memory  [][]byte
 
 	helpers []*ringHelper
@@ -364,7 +365,7 @@ func (q *ringQueue) fillCommit(s *uring.SQE, e *ringEntry) {
 // more registers entries when all are with goroutines, which may wait for long:
 // the queue is there for all devices.
 func (q *ringQueue) more() error {
-	waits, live := q.file(), int(q.live.Load())
+	waits, live := q.file.Load(), int(q.live.Load())
 	entries, err := q.grow(min(live, ringMost-live))
 	if err != nil {
 		if !q.full {
@@ -383,16 +384,6 @@ func (q *ringQueue) more() error {
 	}
 	q.nudge(waits, len(entries))
 	return nil
-}
-
-// file is a device file that somebody has open: one that a request is for.
-func (q *ringQueue) file() (node uint64) {
-	for _, e := range q.entries {
-		if node = e.in().NodeId; isFile(node) {
-			break
-		}
-	}
-	return node
 }
 
 // nudge has the kernel give out n requests that were queued while there was no

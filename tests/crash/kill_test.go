@@ -267,5 +267,5 @@ func (w writer) end(err error) error {
 }
 
 func gone(err error) bool {
-	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ENODEV)
+	return errors.Is(err, unix.ECANCELED) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ENODEV)
 }
