@@ -32,6 +32,7 @@ type File struct {
 	noReadNow atomic.Bool           // RWF_NOWAIT is not supported here
 	failed    atomic.Pointer[Error] // first failed flush; never cleared
 	syncs     syncCalls
+	flushes   syncGroup
 
 	mode    sync.Mutex // held while the way of opening changes; guards what follows
 	noLocks bool
@@ -204,10 +205,11 @@ func (f *File) write(p []byte, off int64, flags int) (int, error) {
 	return pwriteFull(fd, p, off, flags)
 }
 
-// WriteFUA writes with RWF_DSYNC, or writes and flushes where the file system
-// does not know it.
+// WriteFUA writes with RWF_DSYNC. It writes and flushes where the file system
+// does not know that, and where others make something durable at the moment: it
+// takes part in their next flush. In memory there is nothing to make durable.
 func (f *File) WriteFUA(p []byte, off int64) (int, error) {
-	if f.noDSync.Load() {
+	if f.memory || f.noDSync.Load() || f.flushes.busy() || f.syncs.busy() {
 		n, err := f.WriteAt(p, off)
 		if err != nil {
 			return n, err
@@ -264,8 +266,8 @@ func (f *File) lost(err error, p []byte, off int64) bool {
 	return false
 }
 
-// Flush is fdatasync. The kernel reports a failed write-back once and then
-// forgets it; the device does not.
+// Flush is fdatasync, one for all who come while another runs. The kernel
+// reports a failed write-back once and then forgets it; the device does not.
 func (f *File) Flush() error {
 	if err := f.failed.Load(); err != nil {
 		return err
@@ -275,19 +277,24 @@ func (f *File) Flush() error {
 		return f.fail("flush", 0, 0, err)
 	}
 	defer f.fd.drop()
-	if !f.written.Load() {
+	if !f.written.Load() || f.memory {
 		return nil
 	}
-	f.sync(n)
-	return f.settled()
+	f.flushes.do(func() { f.sync(n) })
+	if err := f.failed.Load(); err != nil {
+		return err
+	}
+	return nil
 }
 
-// sync is fdatasync, with its failure noted.
+// sync is fdatasync, with its failure noted, and that of durable writes beside it.
 func (f *File) sync(fd int) {
-	defer f.syncs.end(f.syncs.begin())
+	c := f.syncs.begin()
 	if err := ignoringEINTR(func() error { return unix.Fdatasync(fd) }); err != nil {
 		f.failed.CompareAndSwap(nil, f.fail("flush", 0, 0, err))
 	}
+	f.syncs.end(c)
+	f.syncs.settle()
 }
 
 // Close gives the file back when the requests under way are done. What was not

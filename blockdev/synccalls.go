@@ -22,6 +22,13 @@ func (s *syncCalls) begin() *syncCall {
 	return c
 }
 
+// busy says that a call is under way.
+func (s *syncCalls) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.running) > 0
+}
+
 // end says that the result of c is noted where the others look.
 func (s *syncCalls) end(c *syncCall) {
 	s.mu.Lock()
