@@ -147,3 +147,40 @@ func TestWithin(t *testing.T) {
 		}
 	}
 }
+
+// A write does not ask for the times of the file: then the next one would have to
+// change them, and each flush would write the inode as well as the data.
+func TestWriteAsksForNoTimes(t *testing.T) {
+	path := testFile(t, 1<<20)
+	f := mustOpenFile(t, path, FileOptions{Write: true})
+	now := func() int64 {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			t.Fatal(err)
+		}
+		return ts.Nano()
+	}
+	write := func() {
+		if _, err := f.WriteAt(make([]byte, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changed := func() int64 { // asks
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ctim.Nano()
+	}
+	// A tick of the clock between two writes changes the time in any case.
+	for range 200 {
+		changed()
+		write()
+		before := now()
+		write()
+		if changed() < before {
+			return
+		}
+	}
+	t.Error("each write takes a time of its own")
+}
