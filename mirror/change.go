@@ -53,6 +53,8 @@ const (
 	// quick is the time of a small write below which a leg is as good as memory:
 	// to hand it to another goroutine takes longer than to wait for it.
 	quick = 60 * time.Microsecond
+	// instant is the time below which that is so however few writes are under way.
+	instant = 20 * time.Microsecond
 	// quickBytes is the largest write that is called small.
 	quickBytes = 32 << 10
 	// crowd is how many writes are under way before none of them needs help: the
@@ -68,11 +70,11 @@ func (h *haste) add(d time.Duration) {
 	h.average.Store(old + (int64(d)-old)/8)
 }
 
-func (h *haste) quick() bool { return h.average.Load() < int64(quick) }
+func (h *haste) within(d time.Duration) bool { return h.average.Load() < int64(d) }
 
-// onEach does a change on the legs of a set: on all at once, or, when the legs are
-// as fast as memory and there is more to do than there are processors, one
-// after the other. It gives the legs that failed and the first error.
+// onEach does a change on the legs of a set: on all at once, or one after the other
+// when the legs are as fast as memory, or nearly so and there is more to do than
+// there are processors. It gives the legs that failed and the first error.
 func (m *mirror) onEach(mask uint32, c *change, off, n int64) (failed uint32, first error) {
 	if m.writes.Add(1); !m.oneByOne(mask, n) {
 		failed, first = m.onMask(mask, func(l *leg) error { return m.timed(c, l, off, n) })
@@ -106,11 +108,15 @@ func (m *mirror) timed(c *change, l *leg, off, n int64) error {
 }
 
 func (m *mirror) oneByOne(mask uint32, n int64) bool {
-	if n > quickBytes || m.writes.Load() < crowd {
+	if n > quickBytes {
 		return false
 	}
+	limit := instant
+	if m.writes.Load() >= crowd {
+		limit = quick
+	}
 	for i, l := range m.legs {
-		if mask>>i&1 == 1 && !l.haste.quick() {
+		if mask>>i&1 == 1 && !l.haste.within(limit) {
 			return false
 		}
 	}

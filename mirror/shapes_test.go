@@ -225,9 +225,17 @@ func TestWrite_OneByOne(t *testing.T) {
 	if tb.oneByOne(3, 4096) || !tb.oneByOne(1, 4096) {
 		t.Error("a slow leg is not noticed")
 	}
+	tb.legs[0].haste.average.Store(int64(quick) - 1)
+	if !tb.oneByOne(1, 4096) {
+		t.Error("one of many writes does not go to one leg after the other")
+	}
 	tb.writes.Store(0)
 	if tb.oneByOne(1, 4096) {
 		t.Error("a write by itself does not go to all legs at once")
+	}
+	tb.legs[0].haste.average.Store(int64(instant) - 1)
+	if !tb.oneByOne(1, 4096) {
+		t.Error("legs in memory are not written one after the other")
 	}
 	tb.close()
 	for w := range 16 {
