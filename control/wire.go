@@ -241,6 +241,7 @@ type Version struct {
 	Protocol   int       `json:"protocol"`
 	PID        int       `json:"pid"`                  // of the process that serves
 	KeeperPID  int       `json:"keeper_pid,omitempty"` // of the one that replaces it when it dies, if there is one
+	NoKeeper   string    `json:"no_keeper,omitempty"`  // why there is none
 	After      string    `json:"after,omitempty"`      // with a keeper, what became of the process before: first (there was none), killed, crashed, upgraded, handover
 	Started    time.Time `json:"started"`
 	RunDir     string    `json:"run_dir"`

@@ -185,6 +185,16 @@ func (s *Server) CanResend() bool {
 	return *(*uint32)(unsafe.Pointer(&in[flags2]))&(1<<(39-32)) != 0 // FUSE_HAS_RESEND
 }
 
+// Resends says whether a kernel of that release sends requests again, as far as
+// its number tells. [Server.CanResend] knows it, later.
+func Resends(release string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return true // of no form we know: it will say so itself
+	}
+	return major > 6 || major == 6 && minor >= 9
+}
+
 // resend makes the kernel queue again what was read and not answered. It must
 // not be called while another process may still answer.
 func resend(fd int) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -18,11 +19,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keeps says whether serve is to be a keeper and a worker: what it takes over is
-// read from /dev/fuse by readers of ours.
-func (o *serveOptions) keeps() bool {
-	t := fs.Transport(o.transport)
-	return o.keeper && !o.noKeeper && (t == fs.TransportAuto || t == fs.TransportDev)
+// whyAlone says why serve is one process; empty: it is a keeper with a worker,
+// which is so wherever another worker can go on with the requests of a dead one:
+// where readers of ours read them from /dev/fuse, and the kernel sends them again.
+func (a *app) whyAlone(o serveOptions) (string, error) {
+	why := ""
+	env := a.env("DMFUSE_KEEPER")
+	on, err := strconv.ParseBool(cmp.Or(env, "1"))
+	release := cmp.Or(testFaultOf(a.env).value("release"), kernelRelease())
+	switch t := fs.Transport(o.transport); {
+	case o.keeper && o.noKeeper:
+		return "", usagef("--keeper and --no-keeper: expected one of them")
+	case o.noKeeper:
+		return "--no-keeper", nil
+	case err != nil && !o.keeper:
+		return "", usagef("DMFUSE_KEEPER=%s: expected 0 or 1", env)
+	case !on && !o.keeper:
+		return "DMFUSE_KEEPER=" + env, nil
+	case t == fs.TransportURing || t == fs.TransportGoFuse:
+		why = fmt.Sprintf("with the transport %s the requests of a process that dies are lost", t)
+	case !fs.Resends(release):
+		why = fmt.Sprintf("Linux %s does not send the requests of a process that died to the next one, as 6.9 and later do", release)
+	}
+	if why != "" && o.keeper {
+		return "", fail(exitFailed, fmt.Errorf("there can be no keeper: %s", why), "dmfuse serve --no-keeper does without")
+	}
+	return why, nil
+}
+
+// kernelRelease is the version of the kernel, such as 6.12.5-amd64.
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
 }
 
 // keep is serve as the keeper of a worker: it holds what must outlive a worker,

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -36,7 +35,8 @@ type serveOptions struct {
 	logLevel              string
 	readyFD               int // written to when ready, for a command that started us
 
-	keeper, noKeeper        bool   // a process that outlives the one that serves
+	keeper, noKeeper        bool   // asked for: a process that outlives the one that serves; none
+	alone                   string // why there is none; empty: there is
 	kept                    string // of a worker: what its keeper hands down
 	stored                  bool   // a service manager gives back what a dead keeper left
 	hungLimit, upgradeLimit time.Duration
@@ -44,16 +44,19 @@ type serveOptions struct {
 
 func newServeCommand(a *app) *cobra.Command {
 	cmd, o := serveCommand(a, "serve", func(o serveOptions) error {
-		if o.keeps() {
-			o.stored = isStored(a.env)
-			return a.keep(o)
+		var err error
+		if o.alone, err = a.whyAlone(o); err != nil {
+			return err
 		}
-		return a.serve(o)
+		if o.alone != "" {
+			return a.serve(o)
+		}
+		o.stored = isStored(a.env)
+		return a.keep(o)
 	})
 	f := cmd.Flags()
-	on, _ := strconv.ParseBool(a.env("DMFUSE_KEEPER"))
-	f.BoolVar(&o.keeper, "keeper", on, "a small process holds the mount, and replaces a daemon that dies without its clients noticing")
-	f.BoolVar(&o.noKeeper, "no-keeper", false, "one process, whatever DMFUSE_KEEPER says")
+	f.BoolVar(&o.noKeeper, "no-keeper", false, "one process, and its clients get errors when it dies; otherwise a small one, the keeper, holds the mount, and replaces the one that serves when that dies")
+	f.BoolVar(&o.keeper, "keeper", false, "do not start where there can be no keeper")
 	f.DurationVar(&o.hungLimit, "hung-limit", 30*time.Second, "after how long without a sign of life the worker of a keeper is replaced")
 	f.DurationVar(&o.upgradeLimit, "upgrade-limit", 20*time.Second, "how long a new program may take to be ready before the old one goes on")
 	return cmd
@@ -320,7 +323,7 @@ func (d *daemon) version() control.Version {
 	return control.Version{
 		Version: version, Protocol: control.Protocol, PID: os.Getpid(), Started: d.started,
 		RunDir: d.o.runDir, Mount: d.o.mount, Major: d.manager.Major(), AllowOther: d.o.allowOther,
-		Transport: string(d.mount.Transport()), KeeperPID: d.keeperPID(), After: d.after(),
+		Transport: string(d.mount.Transport()), KeeperPID: d.keeperPID(), NoKeeper: d.o.alone, After: d.after(),
 		Leftovers: stillThere(d.leftovers, nil), Restored: d.problems,
 	}
 }
@@ -335,6 +338,9 @@ func (d *daemon) ready() {
 	fields := logrus.Fields{
 		"pid": os.Getpid(), "mount": d.o.mount, "socket": d.o.socket, "devices": len(d.manager.Devices()),
 		"transport": d.mount.Transport(),
+	}
+	if d.o.alone != "" {
+		d.log.WithField("keeper", "none").Infof("one process (%s): if it dies, the users of the devices get errors", d.o.alone)
 	}
 	if d.worker != nil {
 		fields["keeper"] = d.keeperPID()

@@ -17,11 +17,26 @@ import (
 //	panic:NAME:OFFSET:FILE  a write at OFFSET of a device ends the process, while
 //	                        there is a FILE, which goes; always without one
 //	exit, hang              a worker that is an upgrade ends, or does nothing
+//	release:VERSION         serve takes the kernel for that one
 //
 // Nothing else reads it, and it does nothing where it is not set.
 type testFault []string
 
-func (d *daemon) testFault() testFault { return strings.Fields(d.env("DMFUSE_TEST_FAULT")) }
+func (d *daemon) testFault() testFault { return testFaultOf(d.env) }
+
+func testFaultOf(env func(string) string) testFault {
+	return strings.Fields(env("DMFUSE_TEST_FAULT"))
+}
+
+// value is what follows a word, empty where that is not there.
+func (t testFault) value(word string) string {
+	for _, w := range t {
+		if v, ok := strings.CutPrefix(w, word+":"); ok {
+			return v
+		}
+	}
+	return ""
+}
 
 func (t testFault) has(word string) bool {
 	for _, w := range t {

@@ -45,6 +45,14 @@ func (a *app) printVersion(v *control.Version) error {
 		return err
 	}
 	fmt.Fprintf(a.stdout, "daemon:            %s, pid %d, since %s\n", v.Version, v.PID, v.Started.Local().Format("2006-01-02 15:04:05"))
+	switch {
+	case v.KeeperPID != 0 && v.After != "first":
+		fmt.Fprintf(a.stdout, "keeper:            pid %d, the daemon before: %s\n", v.KeeperPID, v.After)
+	case v.KeeperPID != 0:
+		fmt.Fprintf(a.stdout, "keeper:            pid %d\n", v.KeeperPID)
+	case v.NoKeeper != "":
+		fmt.Fprintf(a.stdout, "keeper:            none (%s)\n", v.NoKeeper)
+	}
 	fmt.Fprintf(a.stdout, "mount:             %s, transport %s\n", v.Mount, v.Transport)
 	for _, p := range v.Restored {
 		fmt.Fprintf(a.stdout, "not brought back:  %s: %s\n", p.Device, p.Text)

@@ -66,7 +66,7 @@ func (d *daemon) upgrade(binary string) error {
 	switch {
 	case d.worker == nil:
 		e := control.Errorf(control.CodeUnsupported, "this daemon has no keeper, which could put another program in its place")
-		e.Next = "end it with: dmfuse shutdown, and start the new one; with dmfuse serve --keeper the next time goes without"
+		e.Next = "end it with: dmfuse shutdown, and start the new one; without --no-keeper the next time goes without"
 		return e
 	case !d.mount.CanResend():
 		return control.Errorf(control.CodeUnsupported, "this kernel cannot resend requests (Linux 6.9 can): nothing can go on in place of this daemon")

@@ -436,7 +436,7 @@ func TestOverflow_FileSizeLimit(t *testing.T) {
 	d.Must("origin", "create", image, "disk")
 	limit := func(n uint64) {
 		t.Helper()
-		if err := unix.Prlimit(d.PID(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: unix.RLIM_INFINITY}, nil); err != nil {
+		if err := unix.Prlimit(d.Serving(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: unix.RLIM_INFINITY}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

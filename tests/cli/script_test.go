@@ -176,7 +176,12 @@ func endDaemon(t *testing.T, dir string) {
 			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
 		}
 	}
-	if log, err := os.ReadFile(filepath.Join(run, "dmfuse.log")); err == nil && t.Failed() {
-		t.Logf("log of the daemon:\n%s", log)
+	if log, err := os.ReadFile(filepath.Join(run, "dmfuse.log")); err == nil {
+		if died := harness.WorkerDied(string(log)); died != "" {
+			t.Errorf("a worker died that nobody killed: %s", died)
+		}
+		if t.Failed() {
+			t.Logf("log of the daemon:\n%s", log)
+		}
 	}
 }

@@ -67,7 +67,7 @@ func TestSharing_TwoDaemons(t *testing.T) {
 	a, b := harness.Start(t), harness.Start(t)
 	disk, base := a.Image("disk.img", 4*mib), a.Image("base.img", 4*mib)
 	writeAt(t, base, 0, "base")
-	pid := "pid " + strconv.Itoa(a.PID())
+	pid := "pid " + strconv.Itoa(a.Serving())
 	a.Must("origin", "create", disk, "disk")
 	unchanged(t, b, func() {
 		refused(t, b.CLI("origin", "create", disk, "disk"), 4, disk, pid)

@@ -315,6 +315,7 @@ func TestWorkerPanics(t *testing.T) {
 	c := kept(t)
 	once := c.d.Path("once")
 	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=panic:lin:65536:" + once}
+	c.d.WorkersDie()
 	c.d.Start()
 	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 32768 linear %s 0", c.d.Image("lin.img", 16<<20)))
 	c.fio("lin", "4k", "1m")
@@ -339,6 +340,7 @@ func TestWorkerPanics(t *testing.T) {
 func TestWorkerPoisoned(t *testing.T) {
 	c := kept(t)
 	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=panic:bad:8192:"}
+	c.d.WorkersDie()
 	c.d.Start()
 	c.d.Must("create", "bad", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("bad.img", 1<<20)))
 	c.d.Must("create", "good", "--table", fmt.Sprintf("0 32768 delay %s 0 10", c.d.Image("good.img", 16<<20)))
@@ -377,13 +379,7 @@ func TestWorkerHangs(t *testing.T) {
 	c := kept(t, "--hung-limit", "3s")
 	c.d.Start()
 	c.d.Must("create", "lin", "--table", fmt.Sprintf("0 2048 linear %s 0", c.d.Image("lin.img", 1<<20)))
-	worker := c.d.Worker()
-	if worker == 0 {
-		t.Fatal("there is no worker") // and 0 would stop this process
-	}
-	if err := syscall.Kill(worker, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	worker := c.d.SignalWorker(syscall.SIGSTOP)
 	if err := command("dd", "if=/dev/zero", "of="+c.d.Dev("lin"), "bs=4k", "count=8", "oflag=direct", "conv=notrunc"); err != nil {
 		t.Error(err)
 	}
@@ -443,10 +439,7 @@ func TestWorkerGone_Unmounted(t *testing.T) {
 	if err := syscall.Kill(keeper, syscall.SIGSTOP); err != nil { // so that there is none for a while
 		t.Fatal(err)
 	}
-	worker := c.d.Worker()
-	if err := syscall.Kill(worker, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	c.d.SignalWorker(syscall.SIGKILL)
 	// umount(8) looks at the directory first and would wait.
 	err := syscall.Unmount(filepath.Join(c.d.Run, "dev"), syscall.MNT_DETACH)
 	if err := syscall.Kill(keeper, syscall.SIGCONT); err != nil {

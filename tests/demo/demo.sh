@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on real input: two snapshots of a live ext4 image, taken while
-# files are being written, checked with checksums and fsck; then kill -9 and
-# restart. Second act: the image on the two legs of a mirror, one of which fails
+# files are being written, checked with checksums and fsck; then kill -9 of the
+# process that serves, which nobody notices, and of all of it, and restart. Second act: the image on the two legs of a mirror, one of which fails
 # while files are written, is replaced, copied and compared. Run it with "make demo"; IMG=path takes your own ext4 image (a copy
 # of it is used). Leaves nothing behind, also after Ctrl-C.
 set -euo pipefail
@@ -119,7 +119,29 @@ sums "$tuesday_mnt" >"$work/tuesday.sums"
 sums "$origin_mnt" >"$work/origin.sums"
 run snapshot ls
 
-say "6. kill -9 of the daemon, restart"
+say "6. kill -9 of the process that serves, with all of it mounted and in use"
+worker=$("$dm" version -J | grep -o '"pid":[0-9]*' | cut -d: -f2)
+if "$dm" version -J | grep -q '"keeper_pid"'; then
+	( while :; do head -c 100000 /dev/urandom >"$origin_mnt/during.bin"; sync -f "$origin_mnt"; done ) &
+	writer=$!
+	for _ in 1 2 3 4 5; do
+		before_kill=$worker
+		kill -9 "$worker"
+		worker=$("$dm" version -J | grep -o '"pid":[0-9]*' | cut -d: -f2) # waits for the next one
+		[ "$worker" != "$before_kill" ] || fail "process $worker was to be dead"
+	done
+	kill "$writer" 2>/dev/null || true
+	rc=0; wait "$writer" 2>/dev/null || rc=$?
+	writer=
+	[ $rc -eq 143 ] || fail "the writer met an error" # 143: it ran until it was told to end
+	rm "$origin_mnt/during.bin" && sync -f "$origin_mnt"
+	same "$origin_mnt" "$work/origin.sums" "five kills later the writer has seen no error, and the origin is whole"
+	same "$monday_mnt" "$work/monday.sums" "monday too"
+else
+	ok "this daemon is one process: left out"
+fi
+
+say "7. kill -9 of the whole daemon, restart"
 for m in "$monday_mnt" "$tuesday_mnt" "$origin_mnt"; do run umount "$m"; done
 head -c 4M /dev/urandom >"$work/probe"
 dd if="$work/probe" of="$DMFUSE_RUN_DIR/dev/tuesday" bs=64k seek=2560 conv=notrunc,fsync status=none
@@ -137,7 +159,7 @@ run umount "$origin_mnt"
 fsck_of disk
 fsck_of monday
 
-say "7. Usage, and away with it"
+say "8. Usage, and away with it"
 run snapshot usage monday
 run snapshot rm monday
 run snapshot rm tuesday
@@ -146,7 +168,7 @@ run remove disk
 ok "the image holds the origin's state"
 [ -z "$(find "$work" -name '*.cow*')" ] || fail "a COW file was left behind"
 
-say "8. The same image on a mirror of two legs"
+say "9. The same image on a mirror of two legs"
 left=$work/left.img right=$work/right.img spare=$work/spare.img
 sectors=$(($(stat -c %s "$img") / 512))
 cp --sparse=always "$img" "$left"
@@ -158,7 +180,7 @@ show mirror status data --wait
 run mount data "$mirror_mnt"
 same "$mirror_mnt" "$work/origin.sums" "the mirror has the files of the image"
 
-say "9. A leg fails while files are written"
+say "10. A leg fails while files are written"
 ( for i in $(seq 200); do
 	head -c $((RANDOM * 8)) /dev/urandom >"$mirror_mnt/kept-$i" || exit 1
 	[ $((i % 10)) != 0 ] || sync -f "$mirror_mnt" || exit 1
@@ -177,13 +199,13 @@ run mirror status data
 ! run mirror status data --check >/dev/null || fail "the failed leg does not show"
 sums "$mirror_mnt" >"$work/mirror.sums"
 
-say "10. Another leg takes its place"
+say "11. Another leg takes its place"
 run mirror replace-leg data right "$spare"
 show mirror status data --wait
 run umount "$mirror_mnt"
 run remove right
 
-say "11. Scrub: are the legs equal?"
+say "12. Scrub: are the legs equal?"
 show mirror scrub data --wait
 fsck_of data
 run mount data "$mirror_mnt"

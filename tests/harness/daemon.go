@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,7 +30,8 @@ type Daemon struct {
 	// ServeEnv is added to the environment of the daemon.
 	ServeEnv []string
 
-	log *os.File
+	log        *os.File
+	workersDie bool // the test kills workers, or has them die
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd     // nil: none is running
@@ -73,8 +73,10 @@ func (d *Daemon) watchDeadline() {
 	late := time.AfterFunc(time.Until(deadline)-before, func() {
 		d.dump()
 		fmt.Fprintf(os.Stderr, "%s: the time limit is near, the daemon is killed; its log:\n%s\n", d.t.Name(), d.Log())
+		worker := d.watchWorker()
 		d.signal(syscall.SIGKILL)
 		d.gone(5 * time.Second)
+		worker.ended(5 * time.Second)
 		for _, m := range mountsBelow(d.Dir) {
 			_ = syscall.Unmount(m.dir, syscall.MNT_DETACH)
 		}
@@ -148,7 +150,8 @@ func (d *Daemon) TryStart() error {
 	return fmt.Errorf("the daemon was not ready after %v: %w", StartLimit, err)
 }
 
-// PID is the process of the daemon, 0 when none runs.
+// PID is the process that was started, the keeper where there is one; 0 when
+// none runs.
 func (d *Daemon) PID() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,11 +161,13 @@ func (d *Daemon) PID() int {
 	return d.cmd.Process.Pid
 }
 
-// Kill ends the daemon as kill -9 does, and waits until it is gone.
+// Kill ends the daemon as kill -9 does, a keeper and its worker, and waits until
+// both are gone.
 func (d *Daemon) Kill() {
 	d.t.Helper()
+	worker := d.watchWorker()
 	d.signal(syscall.SIGKILL)
-	if !d.gone(10 * time.Second) {
+	if !d.gone(10*time.Second) || !worker.ended(10*time.Second) {
 		d.t.Fatal("the daemon is there 10 s after kill -9")
 	}
 }
@@ -321,37 +326,21 @@ func (d *Daemon) cleanup() {
 	for _, m := range mountsBelow(d.Dir) {
 		_ = syscall.Unmount(m.dir, syscall.MNT_DETACH)
 	}
-	if strings.Contains(d.Log(), "DATA RACE") {
-		d.t.Errorf("data race in the daemon:\n%s", d.Log())
-	}
+	d.checkLog()
 	_ = d.log.Close()
 }
 
-// Worker is the process that serves for a keeper, 0 when there is none at the
-// moment.
-func (d *Daemon) Worker() int {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
-	for _, list := range lists {
-		b, err := os.ReadFile(list)
-		if err != nil {
-			continue
-		}
-		if words := strings.Fields(string(b)); len(words) > 0 {
-			pid, _ := strconv.Atoi(words[0])
-			return pid
-		}
+// checkLog fails the test when a daemon had a data race, or a worker died that the
+// test did not kill: its clients need not have noticed.
+func (d *Daemon) checkLog() {
+	text, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		d.t.Error(err)
 	}
-	return 0
-}
-
-// KillWorker kills the worker of a keeper and waits until it is gone, though
-// not until there is another.
-func (d *Daemon) KillWorker(s syscall.Signal) {
-	d.t.Helper()
-	var pid int
-	Eventually(d.t, 20*time.Second, "there is a worker", func() bool { pid = d.Worker(); return pid != 0 })
-	if err := syscall.Kill(pid, s); err != nil {
-		d.t.Fatalf("kill %d: %v", pid, err)
+	switch died := workerDied.FindString(string(text)); {
+	case strings.Contains(string(text), "DATA RACE"):
+		d.t.Errorf("data race in the daemon:\n%s", d.Log())
+	case died != "" && !d.workersDie:
+		d.t.Errorf("%s\nlog of the daemon:\n%s", died, d.Log())
 	}
-	Eventually(d.t, 20*time.Second, "the worker is gone", func() bool { return d.Worker() != pid })
 }

@@ -88,7 +88,7 @@ func sparse(t *testing.T, d *harness.Daemon, name string, size int64) string {
 // resident is the memory of the daemon in bytes.
 func resident(t *testing.T, d *harness.Daemon) int64 {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Serving()))
 	if err != nil {
 		t.Fatal(err)
 	}
