@@ -53,7 +53,7 @@ func (m *manager) start() {
 	if len(stored) > 0 {
 		script = `export LISTEN_PID=$$; ` + script
 	}
-	m.cmd = exec.Command("/bin/sh", "-c", script, harness.Binary(m.t), "serve", "--run-dir", m.d.Run)
+	m.cmd = exec.Command("/bin/sh", "-c", script, harness.Binary(m.t), "serve", "--keeper", "--run-dir", m.d.Run)
 	m.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path, fmt.Sprintf("LISTEN_FDS=%d", len(stored)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	m.cmd.ExtraFiles = stored
 	log, err := os.OpenFile(m.d.Path("kept.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
