@@ -79,12 +79,14 @@ func (r resumption) await() {
 			cancel()
 		}
 	}
-	_ = c.Events(ctx, look, func(e control.Event) error {
-		if e.Minor == r.minor || e.Missed > 0 {
-			look()
-		}
-		return nil
-	})
+	for ; ctx.Err() == nil; look() { // a daemon with a keeper may end and go on
+		_ = c.Events(ctx, look, func(e control.Event) error {
+			if e.Minor == r.minor || e.Missed > 0 {
+				look()
+			}
+			return nil
+		})
+	}
 }
 
 // suspendFreeze is what a suspend or resume has frozen; nil for nothing.

@@ -223,6 +223,31 @@ func TestSuspend_DaemonKilled(t *testing.T) {
 	harness.Eventually(t, 20*time.Second, "the holder ends", func() bool { return holder(t, d) == 0 })
 }
 
+// When its worker does, and the device stays suspended, so does the freeze.
+func TestSuspend_WorkerKilled(t *testing.T) {
+	harness.RequireKeeper(t)
+	d := harness.Start(t, "--keeper")
+	_, dir := mountedDevice(t, d, "xfs")
+	d.Must("suspend", "disk")
+	held := holder(t, d)
+	for range 3 {
+		d.KillWorker(syscall.SIGKILL)
+		if out := d.Must("info", "-c", "--noheadings", "-o", "suspended", "disk"); strings.TrimSpace(out) != "Suspended" {
+			t.Errorf("the device is %s", out)
+		}
+	}
+	if holder(t, d) != held { // one that lets go had the time of three kills
+		t.Fatal("thawed")
+	}
+	if !frozen(t, dir) {
+		t.Error("thawed, though the holder is there")
+	}
+	d.Must("resume", "disk")
+	harness.Eventually(t, 10*time.Second, "the holder ends", func() bool { return holder(t, d) == 0 })
+	write(t, dir+"/file", "text\n")
+	nothingFrozen(t, d)
+}
+
 // A file system on a partition is found, too.
 func TestSuspend_FreezesPartitions(t *testing.T) {
 	harness.RequireLoop(t)

@@ -122,7 +122,7 @@ func (m *manager) closeStore() {
 // it is the manager, so it leaves the mount to other programs: what waits on a
 // mount of its own cannot be ended.
 func TestKeeperKilled_StoredDescriptors(t *testing.T) {
-	mayKeep(t)
+	harness.RequireKeeper(t)
 	m := newManager(t)
 	late := time.AfterFunc(45*time.Second, func() { // whoever hangs on the mount is let go
 		m.kill()

@@ -108,18 +108,10 @@ func (c *clients) files(dir string) {
 	})
 }
 
-// mayKeep skips a test when the transport that is asked for has no keeper.
-func mayKeep(t *testing.T) {
-	t.Helper()
-	if by := os.Getenv("DMFUSE_TRANSPORT"); by != "" && by != "dev" && by != "auto" {
-		t.Skip("a keeper needs the transport dev")
-	}
-}
-
 // kept is a keeper with a device of each kind under clients.
 func kept(t *testing.T, args ...string) *clients {
 	t.Helper()
-	mayKeep(t)
+	harness.RequireKeeper(t)
 	harness.RequireTool(t, "fio", "mkfs.ext4", "e2fsck")
 	harness.RequireLoop(t)
 	c := &clients{t: t, d: harness.New(t, append([]string{"--keeper"}, args...)...), errs: make(chan error, 16)}

@@ -140,3 +140,12 @@ func Poll(limit time.Duration, ok func() bool) bool {
 		time.Sleep(pause)
 	}
 }
+
+// RequireKeeper skips a test where a daemon can have no keeper: with transports
+// whose requests are lost with their process.
+func RequireKeeper(t testing.TB) {
+	t.Helper()
+	if by := os.Getenv("DMFUSE_TRANSPORT"); by != "" && by != "dev" && by != "auto" {
+		t.Skip("a keeper needs the transport dev")
+	}
+}
