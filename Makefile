@@ -114,24 +114,28 @@ race: ## race detector over the unit tests, and over a daemon under load
 	rc=0
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $(unitpkgs) || rc=$$?
 	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'Model|Suspended|KilledClient' ./tests/stress || rc=$$?
-	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'KillUnderLoad|KillDuring' ./tests/crash || rc=$$?
+	CGO_ENABLED=1 $(GO) test -race -short -p 1 -count=1 -timeout $(ROOT_TIMEOUT) -run 'KillUnderLoad|KillDuring|WorkerKilled$$|WorkerPoisoned|WorkerHangs' ./tests/crash || rc=$$?
 	exit $$rc
 
 # GOMAXPROCS=1  test and daemon run one goroutine at a time: some ways to lock up
 #               against the kernel show only then
 .PHONY: one-cpu
-one-cpu: ## what a device file does, with one processor
-	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount
+one-cpu: ## what a device file does, and a keeper whose workers die, with one processor
+	rc=0
+	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount || rc=$$?
+	GOMAXPROCS=1 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) -run 'Worker|Keeper|Upgrade$$' ./tests/crash || rc=$$?
+	exit $$rc
 
-# Each way by which requests can arrive (fs.Transport) does the same; the default
-# is what all other targets run with. For io_uring the tests switch the parameter
+# Each way by which requests can arrive (fs.Transport) does the same, and so does
+# one process; the default, dev with a keeper, is what all other targets run with. For io_uring the tests switch the parameter
 # of the kernel module on, and back; kernels before 6.14 have none, and no tests.
 .PHONY: transports
-transports: ## what a device file does, by the transports that are not the default
+transports: ## what a device file does, by the transports that are not the default, and without a keeper
 	rc=0
 	for t in gofuse uring; do
 	  DMFUSE_TRANSPORT=$$t $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./fs ./tests/mount || rc=$$?
 	done
+	DMFUSE_KEEPER=0 $(GO) test -count=1 -p 1 -timeout $(ROOT_TIMEOUT) ./tests/mount || rc=$$?
 	exit $$rc
 
 # Each fuzz target for FUZZTIME; go test takes one target at a time.

@@ -47,6 +47,14 @@ func aims() []aim {
 		{Row: "memory/4k-write-d16", Subject: nameSnap4k + overURingWord, Against: nameQcow4k, AtLeast: 2},
 		{Row: "memory/1M-seqread-d16", Subject: nameSnap4k + overURingWord, Against: nameSnap4k, AtLeast: 0.9},
 		{Row: "memory/1M-seqwrite-d16", Subject: nameSnap4k + overURingWord, Against: nameSnap4k, AtLeast: 0.9},
+		{Row: "memory/4k-read-d1", Subject: nameLinear, Against: nameLinear + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-read-d16", Subject: nameLinear, Against: nameLinear + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-write-d1", Subject: nameLinear, Against: nameLinear + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-write-d16", Subject: nameLinear, Against: nameLinear + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-read-d1", Subject: nameSnap4k, Against: nameSnap4k + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-read-d16", Subject: nameSnap4k, Against: nameSnap4k + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-write-d1", Subject: nameSnap4k, Against: nameSnap4k + aloneWord, AtLeast: 0.97},
+		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameSnap4k + aloneWord, AtLeast: 0.97},
 		{Row: "memory/1M-read-d1", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
 		{Row: "memory/1M-read-d16", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 0.9},
 		{Row: "memory/4k-write-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1.7},
@@ -69,6 +77,8 @@ func aims() []aim {
 		{Row: "disk/merge", Subject: nameMerge64k, Against: nameCommit, AtLeast: 2},
 		{Row: "memory/open-10M", Subject: nameOpenRandom, AtMost: 3000},
 		{Row: "memory/open-10M", Subject: nameOpenSequential, AtMost: 3000},
+		{Row: "memory/worker-killed", Subject: namePauseIdle, AtMost: 20},
+		{Row: "memory/worker-killed", Subject: namePauseBusy, AtMost: 60},
 		{Row: "memory/first-byte-1TiB", Subject: nameFirstByte, AtMost: 50},
 	}
 }

@@ -22,7 +22,7 @@ type place struct {
 	self     string // this program
 	subjects []subject
 
-	daemons map[string]*daemon // by the program they run and its transport; started when first needed
+	daemons map[string]*daemon // by the program they run and its flag; started when first needed
 	images  int
 	end     cleanups
 }
@@ -106,7 +106,7 @@ type opened struct {
 	pid  int    // the process that serves it; 0 none
 	end  cleanups
 
-	transport string // by which its requests arrive; empty: the default
+	flag string // of the daemon that serves it; empty: none
 }
 
 // measure runs one load on all its subjects, round by round.

@@ -86,6 +86,10 @@ const oldWord = "old "
 // overURingWord ends the names of those whose requests come over io_uring.
 const overURingWord = ", io_uring"
 
+// aloneWord ends the names of those that are served by one process, without a
+// keeper.
+const aloneWord = ", no keeper"
+
 // ours marks the subjects whose build subjects fills in.
 const ours = "dmfuse"
 
@@ -95,11 +99,13 @@ func peers() []subject {
 		{name: nameFile, open: openFile},
 		{name: nameGoFuse, open: openGoFuse},
 		{name: nameLinear, bin: ours, open: openTable(linear)},
-		{name: nameLinear + overURingWord, bin: ours, memory: true, open: overURing(openTable(linear))},
+		{name: nameLinear + overURingWord, bin: ours, memory: true, open: served(uring, openTable(linear))},
+		{name: nameLinear + aloneWord, bin: ours, memory: true, open: served(alone, openTable(linear))},
 		{name: nameMirror, bin: ours, open: openMirror("load")},
 		{name: nameMirror1, bin: ours, reads: true, open: openMirror("default")},
 		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
-		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, open: overURing(openTable(snapshotTable(8)))},
+		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, open: served(uring, openTable(snapshotTable(8)))},
+		{name: nameSnap4k + aloneWord, bin: ours, once: true, memory: true, open: served(alone, openTable(snapshotTable(8)))},
 		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
 		{name: nameLazy, bin: ours, once: true, writes: true, open: openLazy(openTable(snapshotTable(8)))},
 		{name: nameOrigin0, bin: ours, memory: true, open: openOrigin(0)},

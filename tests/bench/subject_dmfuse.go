@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,16 +24,16 @@ type daemon struct {
 }
 
 // daemonOf is the daemon of a place that runs a build.
-func (p *place) daemonOf(bin string) (*daemon, error) { return p.daemonWith(bin, "auto") }
+func (p *place) daemonOf(bin string) (*daemon, error) { return p.daemonWith(bin, "") }
 
-// daemonWith is the one with a transport. Its run directory is not there but in the
+// daemonWith is the one with a flag of serve. Its run directory is not there but in the
 // ordinary directory for temporary files, whose name is short.
-func (p *place) daemonWith(bin, transport string) (*daemon, error) {
-	key := bin + " " + transport
+func (p *place) daemonWith(bin, flag string) (*daemon, error) {
+	key := bin + " " + flag
 	if d := p.daemons[key]; d != nil {
 		return d, nil
 	}
-	if transport == uring {
+	if flag == uring {
 		if err := p.enableURing(); err != nil {
 			return nil, err
 		}
@@ -44,7 +43,7 @@ func (p *place) daemonWith(bin, transport string) (*daemon, error) {
 		return nil, err
 	}
 	p.end.add(func() error { return os.RemoveAll(run) })
-	d, err := p.startDaemon(bin, transport, filepath.Join(run, "run"))
+	d, err := p.startDaemon(bin, flag, filepath.Join(run, "run"))
 	if err == nil {
 		p.daemons[key] = d
 	}
@@ -52,14 +51,18 @@ func (p *place) daemonWith(bin, transport string) (*daemon, error) {
 }
 
 // startDaemon starts a daemon that ends with the place.
-func (p *place) startDaemon(bin, transport, run string) (*daemon, error) {
+func (p *place) startDaemon(bin, flag, run string) (*daemon, error) {
 	d := &daemon{bin: bin, run: run}
 	ready, end, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer ready.Close()
-	cmd := exec.Command(d.bin, "serve", "--run-dir", d.run, "--transport", transport, "--ready-fd", "3")
+	args := []string{"serve", "--run-dir", d.run, "--ready-fd", "3"}
+	if flag != "" {
+		args = append(args, flag)
+	}
+	cmd := exec.Command(d.bin, args...)
 	cmd.ExtraFiles = []*os.File{end}
 	s, err := start(cmd)
 	_ = end.Close()
@@ -96,13 +99,16 @@ func (d *daemon) create(ctx context.Context, o *opened, name, table string) erro
 // file is the file of a device.
 func (d *daemon) file(name string) string { return filepath.Join(d.run, "dev", name) }
 
-// uring is the transport that has subjects of its own.
-const uring = "uring"
+// Flags of daemons that have subjects of their own.
+const (
+	uring = "--transport=uring"
+	alone = "--no-keeper"
+)
 
-// overURing opens a device of a daemon whose requests come over io_uring.
-func overURing(open func(context.Context, *place, *opened) error) func(context.Context, *place, *opened) error {
+// served opens a device of a daemon with a flag.
+func served(flag string, open func(context.Context, *place, *opened) error) func(context.Context, *place, *opened) error {
 	return func(ctx context.Context, p *place, o *opened) error {
-		o.transport = uring
+		o.flag = flag
 		return open(ctx, p, o)
 	}
 }
@@ -126,7 +132,7 @@ type tableOf func(ctx context.Context, p *place, o *opened) (string, error)
 // openTable is a device with one table line.
 func openTable(table tableOf) func(context.Context, *place, *opened) error {
 	return func(ctx context.Context, p *place, o *opened) error {
-		d, err := p.daemonWith(o.bin, cmp.Or(o.transport, "auto"))
+		d, err := p.daemonWith(o.bin, o.flag)
 		if err != nil {
 			return err
 		}
@@ -146,7 +152,7 @@ func openLazy(open func(context.Context, *place, *opened) error) func(context.Co
 		if err := open(ctx, p, o); err != nil {
 			return err
 		}
-		d, err := p.daemonWith(o.bin, cmp.Or(o.transport, "auto"))
+		d, err := p.daemonWith(o.bin, o.flag)
 		if err != nil {
 			return err
 		}

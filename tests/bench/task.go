@@ -74,6 +74,10 @@ func tasks() []task {
 			{nameOpenRandom, true, nil, openStore(false)},
 			{nameOpenSequential, true, nil, openStore(true)},
 		}},
+		{"worker-killed", "ms", []string{"memory"}, []taskSubject{
+			{namePauseIdle, true, nil, pause(0, false)},
+			{namePauseBusy, true, nil, pause(1_000_000, true)},
+		}},
 	})
 }
 

@@ -59,7 +59,7 @@ func withDevices(ctx context.Context, p *place, o options, n int, then func(pid 
 	q := *p
 	q.end = nil
 	defer func() { err = errors.Join(err, q.close()) }()
-	d, err := q.startDaemon(o.bin, "auto", q.path("many"))
+	d, err := q.startDaemon(o.bin, "", q.path("many"))
 	if err != nil {
 		return err
 	}
