@@ -63,14 +63,21 @@ const (
 )
 
 // haste is how long small writes of a leg take, averaged. It need not be exact.
-type haste struct{ average atomic.Int64 }
+type haste struct{ average atomic.Int64 } // 0: nothing is known
 
 func (h *haste) add(d time.Duration) {
 	old := h.average.Load()
-	h.average.Store(old + (int64(d)-old)/8)
+	if old == 0 {
+		old = int64(d)
+	}
+	h.average.Store(max(1, old+(int64(d)-old)/8))
 }
 
-func (h *haste) within(d time.Duration) bool { return h.average.Load() < int64(d) }
+// within says that writes are known to take less than d.
+func (h *haste) within(d time.Duration) bool {
+	a := h.average.Load()
+	return a > 0 && a < int64(d)
+}
 
 // onEach does a change on the legs of a set: on all at once, or one after the other
 // when the legs are as fast as memory, or nearly so and there is more to do than

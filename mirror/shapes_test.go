@@ -214,7 +214,7 @@ func TestWrite_OneByOne(t *testing.T) {
 	wg.Wait()
 	tb.writes.Store(crowd)
 	for _, l := range tb.legs {
-		l.haste.average.Store(0) // whatever else this machine does
+		l.haste.average.Store(1) // whatever else this machine does
 	}
 	if !tb.oneByOne(3, 4096) || tb.oneByOne(3, quickBytes+1) {
 		t.Error("quick legs are not written one by one, or large writes are")
@@ -232,6 +232,10 @@ func TestWrite_OneByOne(t *testing.T) {
 	tb.writes.Store(0)
 	if tb.oneByOne(1, 4096) {
 		t.Error("a write by itself does not go to all legs at once")
+	}
+	tb.legs[0].haste.average.Store(0)
+	if tb.oneByOne(1, 4096) {
+		t.Error("a leg that nothing is known of is taken for memory")
 	}
 	tb.legs[0].haste.average.Store(int64(instant) - 1)
 	if !tb.oneByOne(1, 4096) {
