@@ -182,7 +182,11 @@ func (d *Device) releaseGuards(drop func(*guard) bool) bool {
 // was, or cannot be guarded, may have changed while nobody watched.
 func (r *restorer) restoreGuards(e *restoreEntry) {
 	for _, was := range e.rec.Guards {
-		now, err := guardState(string(was.Path))
+		err := r.m.onOwn(r.m.host.mounts(), string(was.Path))
+		var now recordGuard
+		if err == nil {
+			now, err = guardState(string(was.Path))
+		}
 		if err == nil && now != was {
 			err = fmt.Errorf("%w: %s changed while no daemon watched it", blockdev.ErrIO, was.Path)
 		}

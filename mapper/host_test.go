@@ -262,3 +262,54 @@ func TestMountinfo(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// A file on a file system on a loop device over a device of our own is not looked
+// at while devices are brought back; what only looks like it is.
+func TestOnOwn(t *testing.T) {
+	h := newFakeHost(t)
+	nested, elsewhere := filepath.Join(h.dir, "nested"), filepath.Join(h.dir, "elsewhere")
+	h.loop("7:0", "/mnt/dm/low")
+	h.loop("7:1", filepath.Join(nested, "inner.img"))
+	h.loop("7:2", filepath.Join(elsewhere, "x.img")+" (deleted)")
+	h.loop("7:3", "/bind/low")
+	h.partition("7:64", "7:0")
+	h.slave("253:0", "7:1")
+	h.mount("7:0", "/", nested, "/dev/loop0")
+	h.mount("7:2", "/", elsewhere+"/x", "/dev/loop2")
+	h.mount("0:99", "/", "/bind", "dmfuse")
+	h.mount("7:1", "/", filepath.Join(nested, "deep"), "/dev/loop1")
+	link := filepath.Join(h.dir, "link")
+	if err := os.Symlink(filepath.Join(nested, "b.img"), link); err != nil {
+		t.Fatal(err)
+	}
+	round := filepath.Join(h.dir, "round")
+	if err := os.Symlink(round, round); err != nil {
+		t.Fatal(err)
+	}
+	m, _ := newManager(t, func(o *Options) { o.Host, o.MountDir = h.host, "/mnt/dm" })
+	for word, want := range map[string]string{
+		filepath.Join(nested, "b.img"):             "low",
+		filepath.Join(nested, "there", "is", "no"): "low",
+		filepath.Join(nested, "deep", "c.img"):     "low",
+		link:                                       "low",
+		"7:0":                                      "low",
+		"7:64":                                     "low",
+		"253:0":                                    "low",
+		"7:3":                                      "low",
+		"7:2":                                      "",
+		"7:9":                                      "",
+		filepath.Join(elsewhere, "x", "y"):         "",
+		h.file("plain"):                            "",
+		round:                                      "",
+		"/mnt/dm/low":                              "", // the device itself
+		"/bind/low":                                "",
+		"low":                                      "",
+		"8":                                        "",
+		"relative/b.img":                           "",
+	} {
+		err := m.onOwn(m.host.mounts(), word)
+		if got := err != nil; got != (want != "") || err != nil && !strings.Contains(err.Error(), "the device "+want+" ") {
+			t.Errorf("%s: %v, want %q", word, err, want)
+		}
+	}
+}

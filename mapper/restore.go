@@ -84,6 +84,7 @@ type restoreEntry struct {
 	dev    *Device
 	lowers map[*restoreEntry]bool // mapped devices that its tables name
 	words  map[string]bool        // all words of its tables
+	own    error                  // a word leads to where nobody may look now, see onOwn
 }
 
 func (r *restorer) problem(e *restoreEntry, err error) {
@@ -170,12 +171,17 @@ func (r *restorer) sort() {
 	for _, e := range r.entries {
 		byDevice[e.dev] = e
 	}
+	mounts := r.m.host.mounts()
 	for _, e := range r.entries {
 		e.lowers, e.words = map[*restoreEntry]bool{}, map[string]bool{}
 		for _, t := range []*recordTable{e.rec.Live, e.rec.Inactive} {
 			for _, l := range r.tableLines(e, t) {
 				for _, w := range l.Args {
 					e.words[w] = true
+					if err := r.m.onOwn(mounts, w); err != nil {
+						e.own = err
+						continue
+					}
 					if o := byDevice[r.m.deviceNamed(w)]; o != nil && o != e {
 						e.lowers[o] = true
 					}
@@ -261,7 +267,7 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 	d, lines := e.dev, r.tableLines(e, e.rec.Live)
 	_ = d.turn.lock(context.Background()) // nobody else knows the device yet
 	defer d.turn.unlock()
-	t, err := d.rebuild(ctx, lines, e.rec.Live, false)
+	t, err := r.rebuild(ctx, e, lines, e.rec.Live, false)
 	if err == nil {
 		if err = t.checkLimits(); err != nil {
 			_ = t.destroy(ctx)
@@ -280,6 +286,14 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 			panic("mapper: a lost table refuses to be resumed: " + err.Error())
 		}
 	}
+}
+
+// rebuild makes a table of a record again.
+func (r *restorer) rebuild(ctx context.Context, e *restoreEntry, lines []Line, from *recordTable, waiting bool) (*table, error) {
+	if e.own != nil {
+		return nil, e.own
+	}
+	return e.dev.rebuild(ctx, lines, from, waiting)
 }
 
 // restoreTable makes t the live table of a device without one and resumes it.
@@ -303,7 +317,7 @@ func (r *restorer) inactive(ctx context.Context, e *restoreEntry) {
 	d := e.dev
 	_ = d.turn.lock(context.Background())
 	defer d.turn.unlock()
-	t, err := d.rebuild(ctx, r.tableLines(e, e.rec.Inactive), e.rec.Inactive, true)
+	t, err := r.rebuild(ctx, e, r.tableLines(e, e.rec.Inactive), e.rec.Inactive, true)
 	if err != nil {
 		r.problem(e, fmt.Errorf("the inactive table is lost: %w", err))
 		return

@@ -31,6 +31,7 @@ func gone(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) 
 func TestKeeper_IsWhatOneGets(t *testing.T) {
 	harness.RequireKeeper(t)
 	d := harness.New(t)
+	d.WorkersDie()
 	table := fmt.Sprintf("0 2048 linear %s 0", d.Image("lin.img", 1<<20))
 	d.Must("create", "lin", "--table", table)
 	first := versionOf(t, d)

@@ -301,6 +301,49 @@ func TestWorkerKilled_OpensLiveOn(t *testing.T) {
 	c.d.Must("remove", "lin")
 }
 
+// TestWorkerKilled_Nested: a device over a file that lies on another device of the
+// same daemon cannot come back before that one is served. Nobody waits for it.
+func TestWorkerKilled_Nested(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	const size = 64 << 20
+	c.d.Must("create", "low", "--table", fmt.Sprintf("0 %d linear %s 0", size/512, c.d.Image("low.img", size)))
+	loop := harness.Losetup(t, c.d.Dev("low"))
+	harness.Mkfs(t, "ext4", loop)
+	dir := harness.Mount(t, c.d.Dir, loop, "ext4", "")
+	file := filepath.Join(dir, "high.img")
+	if err := os.WriteFile(file, []byte(strings.Repeat("written ", 8192)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	table := fmt.Sprintf("0 128 linear %s 0", file)
+	c.d.Must("create", "high", "--table", table)
+	if err := command("sync", "-f", dir); err != nil {
+		t.Fatal(err)
+	}
+	c.d.KillWorker(syscall.SIGKILL)
+	if _, err := os.ReadFile(c.d.Dev("high")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("the device above: %v", err)
+	}
+	if text := c.d.Must("version"); !strings.Contains(text, "lies on the device low of this daemon") {
+		t.Errorf("version does not say why:\n%s", text)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "other"), []byte("text"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if got := strings.TrimSpace(c.d.Must("table", "high")); got != table {
+		t.Errorf("table %q, want %q", got, table)
+	}
+	c.d.Must("load", "high", "--table", table)
+	c.d.Must("resume", "high")
+	if got, err := os.ReadFile(c.d.Dev("high")); err != nil || !strings.HasPrefix(string(got), "written written ") {
+		t.Errorf("loaded again: %.20q, %v", got, err)
+	}
+	c.d.Must("remove", "high")
+	harness.Umount(t, dir)
+	harness.Detach(t, loop)
+	c.d.Stop()
+}
+
 // TestWorkerPanics: a daemon that dies of itself with a queue of requests is
 // replaced like one that was killed.
 func TestWorkerPanics(t *testing.T) {

@@ -337,6 +337,8 @@ func (d *Daemon) checkLog() {
 	if err != nil {
 		d.t.Error(err)
 	}
+	started, _ := os.ReadFile(filepath.Join(d.Run, "dmfuse.log")) // by a verb, if it was
+	text = append(text, started...)
 	switch died := workerDied.FindString(string(text)); {
 	case strings.Contains(string(text), "DATA RACE"):
 		d.t.Errorf("data race in the daemon:\n%s", d.Log())
