@@ -66,11 +66,24 @@
 //     in sync, if no log on a device says it: of the legs that both have, from a
 //     suspended mirror of the same shape (group).
 //
+// # The note of a core log
+//
+// What a core log knows outlives a kill in a note (regionnote.go), where all legs are
+// files; it says nothing after a power cut.
+//
+//  17. A region is clean in the note when it is in sync and no write to it is under
+//     way: its bit is 0 before a leg is touched, and 1 only after all legs were
+//     written to. There is no barrier: what system calls wrote outlives a kill.
+//  18. An error of a leg makes the note void: a leg that did not flush may lack what
+//     was written long before.
+//  19. A mirror that is resumed removes the marks of other notes from its legs, and
+//     makes its own only when no other table can go on with the legs.
+//
 // # Region states
 //
 //	not in the table  in sync, or out of sync, as the log says
-//	dirty             in sync; bit 0 on the disk. Writes pending, or idle and
-//	                  waiting for rule 2
+//	dirty             in sync; bit 0 on the disk or in the note. Writes pending, or
+//	                  idle and waiting for rule 2
 //	nosync            out of sync, writes to the default leg pending
 //	recovering        out of sync, chosen; waiting for its pending writes, then
 //	                  being copied

@@ -71,6 +71,7 @@ func (m *mirror) valid() int {
 func (m *mirror) failLegLocked(i int, t errorType, why error) {
 	l := m.legs[i]
 	m.legFailure = true
+	m.dirty.note.void() // the next daemon knows no marks
 	l.errors.Add(1)
 	if errorType(l.types.Or(uint32(t)))&t != 0 {
 		return

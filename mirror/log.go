@@ -23,6 +23,8 @@ type dirtyLog struct {
 	sync  []atomic.Uint64
 	count atomic.Int64 // ones in sync
 
+	note *regionNote // of a core log; nil: there is none. Guarded by the mirror's lock
+
 	// The rest is for logs on a device.
 	dev    target.Lower
 	block  int64
@@ -77,6 +79,7 @@ func (l *dirtyLog) setSync(r Region, in bool) {
 		l.sync[r/64].Or(1 << (r % 64))
 		l.count.Add(1)
 	} else {
+		l.note.set(r, false)
 		l.sync[r/64].And(^(uint64(1) << (r % 64)))
 		l.count.Add(-1)
 	}
@@ -107,9 +110,13 @@ func (l *dirtyLog) resume() error {
 	return l.resumeDisk()
 }
 
-// mark makes a region dirty. What it returns is given to commit.
+// mark makes a region dirty. What it returns is given to commit. The caller holds
+// the mirror's lock.
 func (l *dirtyLog) mark(r Region) uint64 {
 	if l.dev == nil {
+		if !l.hooks.NoNoteDirty {
+			l.note.set(r, false)
+		}
 		return 0
 	}
 	l.mu.Lock()
@@ -120,9 +127,11 @@ func (l *dirtyLog) mark(r Region) uint64 {
 	return l.dirtied
 }
 
-// clear makes a region clean. All legs have been flushed.
+// clear makes a region clean. All legs have been flushed, or with a core log
+// have been written to. The caller holds the mirror's lock.
 func (l *dirtyLog) clear(r Region) {
 	if l.dev == nil {
+		l.note.set(r, true)
 		return
 	}
 	l.mu.Lock()

@@ -25,6 +25,9 @@ type Options struct {
 	ClearDelay time.Duration
 	// Policies are those of a new target; the zero value: the defaults.
 	Policies Policies
+	// Notes are where mirrors with a core log keep for the next daemon what is in
+	// sync; the zero value: nowhere.
+	Notes Notes
 	// group links the mirrors made with these options; nil: Types makes one.
 	group *group
 	// steps are those of the sidecars; nil: of the machine. For tests only.
@@ -42,6 +45,11 @@ type Hooks struct {
 	NoRecoveryFlush bool // likewise, after a recovery only
 	NoClearCheck    bool // a bit is cleared although a write came during the flush
 	NoNosync        bool // a write that failed on a leg leaves the region in sync
+
+	// Those of the note of regions.
+	NoNoteDirty bool // legs are written and the note has the region clean
+	NoNoteMarks bool // a note counts whatever the marks on the legs
+	NoNoteTime  bool // a note counts whenever the legs were written to
 
 	// Those of the leg record.
 	NoRecordSync    bool // a copy is renamed before it is durable
@@ -119,6 +127,7 @@ type mirror struct {
 	rec          recovery
 	work         work
 	keepDirty    bool // a resync begins: no bit is set to clean
+	noted        bool // the note of regions was begun
 	cold         freezes
 	keep         *recorded // nil without the feature leg_record
 	scrub        *scrub    // the last one, nil if there was none
@@ -251,5 +260,7 @@ func (m *mirror) Close() error {
 	m.mu.Unlock()
 	m.stopLoops()
 	m.o.group.leave(m)
-	return m.copier.Close()
+	err := m.copier.Close()
+	m.dropNote()
+	return err
 }

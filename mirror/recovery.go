@@ -187,6 +187,7 @@ func (m *mirror) copyLocked(r *run) {
 		<-ready
 		m.copied(r, readErr, writeErr, job)
 	})
+	m.dirty.note.touch()
 	m.work.beginLocked(r, job, time.Now())
 	close(ready)
 }

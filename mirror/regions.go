@@ -129,6 +129,7 @@ func (m *mirror) beginLocked(r Region, c class) uint64 {
 		}
 		m.regions[r] = e
 	}
+	m.dirty.note.touch()
 	e.pending++
 	e.idle, e.sweep, e.copied = false, false, false
 	return e.seq
@@ -170,6 +171,9 @@ func (m *mirror) endLocked(r Region) {
 // idleLocked makes a dirty region one that waits for its bit to be cleared.
 func (m *mirror) idleLocked(r Region, e *entry) {
 	if m.dirty.dev == nil {
+		if !m.differs[r] {
+			m.dirty.clear(r)
+		}
 		delete(m.regions, r)
 		return
 	}

@@ -85,8 +85,12 @@ func (m *mirror) stopLoops() {
 	l.stop()
 }
 
-// Preresume refuses legs whose record does not allow to make a mirror of them.
+// Preresume takes the legs, and refuses those whose record does not allow to make
+// a mirror of them.
 func (m *mirror) Preresume() error {
+	if err := m.claimLegs(); err != nil {
+		return err
+	}
 	switch {
 	case m.keep == nil:
 		return nil
@@ -103,6 +107,7 @@ func (m *mirror) Resume() {
 	if err := m.resumeLog(); err != nil {
 		m.log().WithError(err).Warn("the log failed at the resume: regions are taken for out of sync")
 	}
+	m.startNote()
 	m.mu.Lock()
 	m.suspended = false
 	m.inSync = m.inSync && m.dirty.complete()

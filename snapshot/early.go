@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/notefile"
 )
 
 // Answer first: a write to the snapshot that gives chunks to it is answered when
@@ -105,10 +106,7 @@ func (s *snapshot) makeNote(c *core) (*note, error) {
 	if c.disk.rewound {
 		return nil, fmt.Errorf("%w: the store was merged in part", blockdev.ErrUnsupported)
 	}
-	session, err := newSession()
-	if err != nil {
-		return nil, err
-	}
+	session := notefile.NewSession()
 	f, err := h.create(o.path(dev, inode))
 	if err != nil {
 		return nil, err

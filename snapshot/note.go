@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"runtime/debug"
 	"slices"
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/notefile"
 )
 
 // A note keeps, in a file that is mapped into memory, the exceptions of a store
@@ -165,23 +165,13 @@ func newNote(f noteFile, id noteID) (*note, error) {
 	return n, n.guard(func() { id.put(n.mem) })
 }
 
-// guard runs f, which writes to the mapping. A page that cannot be had, because
-// the file was cut off or its disk is full, is a signal to other programs; here
-// it is an error, and the note takes nothing more.
-func (n *note) guard(f func()) (err error) {
-	before := debug.SetPanicOnFault(true)
-	defer func() {
-		debug.SetPanicOnFault(before)
-		if r := recover(); r != nil {
-			fault, ok := r.(interface{ Addr() uintptr })
-			if !ok {
-				panic(r)
-			}
-			n.giveUp()
-			err = fmt.Errorf("%w: the note cannot be written at %#x", blockdev.ErrIO, fault.Addr())
-		}
-	}()
-	f()
+// guard runs f, which writes to the mapping. After an error the note takes nothing
+// more.
+func (n *note) guard(f func()) error {
+	if err := notefile.Guard(f); err != nil {
+		n.giveUp()
+		return fmt.Errorf("%w: %v", blockdev.ErrIO, err)
+	}
 	return nil
 }
 

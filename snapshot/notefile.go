@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/notefile"
 	"github.com/dmfuse/dmfuse/target"
 	"golang.org/x/sys/unix"
 )
@@ -102,131 +102,36 @@ func (machine) file(cow target.Lower) (path string, dev, inode uint64, ok bool) 
 	return cow.Name(), id.A, id.B, ok
 }
 
-func (machine) session(path string) (string, error) {
-	var b [64]byte
-	n, err := unix.Getxattr(path, sessionAttr, b[:])
-	if err != nil {
-		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
-			err = nil
-		}
-		return "", err
-	}
-	return string(b[:n]), nil
-}
+func (machine) session(path string) (string, error) { return notefile.Mark(path, sessionAttr) }
 
 func (machine) setSession(path, session string) error {
-	if err := unix.Setxattr(path, sessionAttr, []byte(session), 0); err != nil {
-		return fmt.Errorf("marking %s with the extended attribute %s: %w", path, sessionAttr, err)
-	}
-	return nil
+	return notefile.SetMark(path, sessionAttr, session)
 }
 
-func (machine) removeSession(path string) error {
-	err := unix.Removexattr(path, sessionAttr)
-	if err == nil || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
+func (machine) removeSession(path string) error { return notefile.RemoveMark(path, sessionAttr) }
+
+func (machine) create(path string) (noteFile, error) {
+	f, err := notefile.Create(path, noteBytes)
+	if err != nil {
+		return nil, err
 	}
-	return fmt.Errorf("removing the extended attribute %s of %s: %w", sessionAttr, path, err)
+	return mapped{f}, nil
 }
 
 // mapped is a note in a file.
-type mapped struct {
-	f   *os.File
-	mem []byte
-}
+type mapped struct{ f *notefile.File }
 
-// create makes a note with all its space taken, as a page that has none when it
-// is first written would be a signal. It takes the place of an older one.
-func (machine) create(path string) (_ noteFile, err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(path)
-		}
-	}()
-	if err := takeSpace(f); err != nil {
-		return nil, fmt.Errorf("space for the note %s: %w", path, err)
-	}
-	return mapNote(f)
-}
+func (m mapped) bytes() []byte { return m.f.Bytes() }
+func (m mapped) linked() bool  { return m.f.Linked() }
 
-// openMapped maps a note that is there.
-func openMapped(path string) (*mapped, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	m, err := mapNote(f)
-	if err != nil {
-		_ = f.Close()
-	}
-	return m, err
-}
-
-func mapNote(f *os.File) (*mapped, error) {
-	mem, err := unix.Mmap(int(f.Fd()), 0, noteBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("mapping the note %s: %w", f.Name(), err)
-	}
-	return &mapped{f, mem}, nil
-}
-
-// takeSpace makes f as long as a note, with fallocate or by writing zeros.
-func takeSpace(f *os.File) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), 0, 0, noteBytes)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, unix.EINTR):
-			continue
-		case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS):
-			return err
-		}
-		_, err = f.WriteAt(make([]byte, noteBytes), 0)
-		return err
-	}
-}
-
-func (m *mapped) bytes() []byte { return m.mem }
-
-func (m *mapped) linked() bool {
-	var st unix.Stat_t
-	return unix.Fstat(int(m.f.Fd()), &st) == nil && st.Nlink > 0 && st.Size == noteBytes
-}
-
-func (m *mapped) close() error {
+func (m mapped) close() error {
 	if m.linked() {
-		if err := os.Remove(m.f.Name()); err != nil {
-			_ = m.unmap()
+		if err := m.f.Remove(); err != nil {
+			_ = m.f.Unmap()
 			return err
 		}
 	}
-	return m.unmap()
-}
-
-func (m *mapped) unmap() error {
-	err := unix.Munmap(m.mem)
-	if cerr := m.f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
-// newSession is a random session.
-func newSession() (s [16]byte, err error) {
-	_, err = rand.Read(s[:])
-	return s, err
+	return m.f.Unmap()
 }
 
 // notePath is the note of a store.

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/notefile"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -93,16 +94,16 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 
 // beginRecovery says in the note that all of it is on its way into the store.
 func (s *snapshot) beginRecovery(file string, n noted) error {
-	f, err := openMapped(file)
+	f, err := notefile.Open(file, noteBytes)
 	if err != nil {
 		return err
 	}
-	x := &note{file: f, mem: f.bytes(), id: n.id, seed: n.id.seed(), base: n.base}
+	x := &note{file: mapped{f}, mem: f.Bytes(), id: n.id, seed: n.id.seed(), base: n.base}
 	if watch := s.group.o.Notes.watch; watch != nil {
 		x.stepped = func() { watch(x.mem) }
 	}
 	err = x.begin(n.records[len(n.records)-1].ticket + 1)
-	if uerr := f.unmap(); err == nil {
+	if uerr := f.Unmap(); err == nil {
 		err = uerr
 	}
 	return err

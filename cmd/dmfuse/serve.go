@@ -18,6 +18,7 @@ import (
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/dmfuse/dmfuse/mapper"
+	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/sirupsen/logrus"
@@ -255,7 +256,7 @@ func (d *daemon) own() error {
 // What cannot be brought back is said; it never keeps the others away.
 func (d *daemon) restore() error {
 	if d.o.noRestore {
-		return errors.Join(d.manager.DropRecords(), d.dropNotes())
+		return errors.Join(d.manager.DropRecords(), d.dropNotes(), mirror.DropNotes(d.stateDir()))
 	}
 	problems, err := d.manager.Restore(context.Background())
 	if err != nil {

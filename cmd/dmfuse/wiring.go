@@ -23,18 +23,20 @@ import (
 // origins to their snapshots.
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
-		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: d.notes()})
-		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log}), clone.Types(clone.Options{}))...)
+		notes := d.notes()
+		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: notes})
+		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log, Notes: mirror.Notes{Dir: notes.Dir, Boot: notes.Boot}}), clone.Types(clone.Options{}))...)
 	}
 	return d.set
 }
 
-// notes are where snapshots keep what is answered and not committed. Without the
-// id of this boot there are none: they would outlive a power cut.
+// notes are where snapshots keep what is answered and not committed, and mirrors
+// what is in sync. Without the id of this boot there are none: they would outlive a
+// power cut.
 func (d *daemon) notes() snapshot.Notes {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		d.log.WithError(err).Warn("snapshots commit every write before it is answered")
+		d.log.WithError(err).Warn("snapshots commit every write before it is answered, and after a kill mirrors without a log copy everything")
 		return snapshot.Notes{}
 	}
 	return snapshot.Notes{Dir: d.stateDir(), Boot: strings.TrimSpace(string(id))}

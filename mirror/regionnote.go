@@ -1,0 +1,219 @@
+package mirror
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/dmfuse/dmfuse/internal/notefile"
+)
+
+// A region note keeps, in a file that is mapped into memory, which regions of a
+// mirror with a core log are clean: in sync, with no write under way. A daemon
+// that is killed leaves it to the next one; what was written with a system call
+// outlives the kill too, so that no barrier is needed. It is laid out here and
+// nowhere else.
+//
+//	offset size
+//	     0  512 identity, little-endian
+//	  4096    8 words in the machine's order of bytes: time, then 32 regions each
+//
+// Identity, written once:
+//
+//	  0    8 magic "dmfrgns1"
+//	  8    8 number of legs
+//	 16   16 session: random, the same on each leg (noteHost)
+//	 32   16 boot: of the SHA-256 of the boot id
+//	 48    8 bytes of a region, 56 8 bytes of the mirror
+//	 64   24 for each leg: device, inode, offset in bytes
+//	508    4 CRC-32C of the 508 bytes before it
+//
+// A word changes in one store, and is never seen in part: its value, and in the
+// upper half the CRC-32C of the session, the number of the word and the value.
+// The value of word 0 is the second of the last change, of the others a bit for
+// each region, 1 = clean.
+const (
+	noteMagic = "dmfrgns1"
+	noteIdent = 512
+	noteAt    = 4096 // of the words
+
+	// noteLimit is the size of the largest note: it lies in memory, as a rule.
+	noteLimit = 4 << 20
+	// noteSlack is how much later than the note says a leg may have been written
+	// to: the time between a store to the note and the system call after it.
+	noteSlack = 2 * time.Second
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// noteID says what a note speaks of, and since when.
+type noteID struct {
+	session        notefile.Session
+	boot           [16]byte
+	region, length int64
+	legs           []noteLeg
+}
+
+type noteLeg struct{ dev, inode, offset uint64 }
+
+func (id noteID) bytes() []byte {
+	b := make([]byte, noteIdent)
+	copy(b, noteMagic)
+	binary.LittleEndian.PutUint64(b[8:], uint64(len(id.legs)))
+	copy(b[16:], id.session[:])
+	copy(b[32:], id.boot[:])
+	binary.LittleEndian.PutUint64(b[48:], uint64(id.region))
+	binary.LittleEndian.PutUint64(b[56:], uint64(id.length))
+	for i, l := range id.legs {
+		binary.LittleEndian.PutUint64(b[64+24*i:], l.dev)
+		binary.LittleEndian.PutUint64(b[72+24*i:], l.inode)
+		binary.LittleEndian.PutUint64(b[80+24*i:], l.offset)
+	}
+	binary.LittleEndian.PutUint32(b[noteIdent-4:], crc32.Checksum(b[:noteIdent-4], castagnoli))
+	return b
+}
+
+// noteSize is the size of the note of that many regions.
+func noteSize(n Region) int64 { return noteAt + 8*(1+(int64(n)+31)/32) }
+
+// regionNote is the note of a mirror that runs. Guarded by mirror.mu.
+type regionNote struct {
+	file *notefile.File
+	id   noteID
+	bits []uint32 // as in the words after the first
+	sec  uint32   // as in the first
+
+	stepped func() // for tests: called after each store; nil: nobody looks
+}
+
+// newRegionNote fills an empty note. Nobody takes it for one before the legs have
+// the mark.
+func newRegionNote(f *notefile.File, id noteID, n Region, clean func(Region) bool) (*regionNote, error) {
+	x := &regionNote{file: f, id: id, bits: make([]uint32, (n+31)/32)}
+	for r := range n {
+		if clean(r) {
+			x.bits[r/32] |= 1 << (r % 32)
+		}
+	}
+	err := notefile.Guard(func() {
+		for i, v := range x.bits {
+			x.store(1+i, v)
+		}
+		copy(f.Bytes(), id.bytes())
+	})
+	x.touch()
+	return x, err
+}
+
+// readRegionNote takes a note that must speak of what the identity says, its
+// session excepted, and must be whole.
+func readRegionNote(f *notefile.File, id noteID, n Region) (*regionNote, error) {
+	b := make([]byte, noteSize(n))
+	if err := notefile.Guard(func() { copy(b, f.Bytes()) }); err != nil {
+		return nil, err
+	}
+	copy(id.session[:], b[16:])
+	want := id.bytes()
+	switch {
+	case bytes.Equal(b[:noteIdent], want):
+	case string(b[:8]) != noteMagic:
+		return nil, fmt.Errorf("it begins with %q, expected %q", b[:8], noteMagic)
+	case binary.LittleEndian.Uint32(b[noteIdent-4:]) != crc32.Checksum(b[:noteIdent-4], castagnoli):
+		return nil, errors.New("its identity has a wrong checksum")
+	case !bytes.Equal(b[32:48], want[32:48]):
+		return nil, errors.New("it is of another boot")
+	default:
+		return nil, errors.New("it is of another mirror")
+	}
+	x := &regionNote{file: f, id: id, bits: make([]uint32, (n+31)/32)}
+	for i := range 1 + len(x.bits) {
+		w := binary.NativeEndian.Uint64(b[noteAt+8*i:])
+		if x.word(i, uint32(w)) != w {
+			return nil, fmt.Errorf("word %d has a wrong checksum", i)
+		}
+		if i == 0 {
+			x.sec = uint32(w)
+		} else {
+			x.bits[i-1] = uint32(w)
+		}
+	}
+	return x, nil
+}
+
+// word is a value with its checksum.
+func (x *regionNote) word(i int, v uint32) uint64 {
+	var b [24]byte
+	copy(b[:], x.id.session[:])
+	binary.LittleEndian.PutUint32(b[16:], uint32(i))
+	binary.LittleEndian.PutUint32(b[20:], v)
+	return uint64(v) | uint64(crc32.Checksum(b[:], castagnoli))<<32
+}
+
+// store writes a word, in one piece.
+func (x *regionNote) store(i int, v uint32) {
+	(*atomic.Uint64)(unsafe.Pointer(&x.file.Bytes()[noteAt+8*i])).Store(x.word(i, v))
+}
+
+// clean tells whether a region was in sync, with no write under way.
+func (x *regionNote) clean(r Region) bool { return x.bits[r/32]>>(r%32)&1 == 1 }
+
+// set makes a region clean or not. Without a note that counts it does nothing.
+func (x *regionNote) set(r Region, clean bool) {
+	if x == nil || x.file == nil {
+		return
+	}
+	x.touch()
+	i, mask := int(r/32), uint32(1)<<(r%32)
+	v := x.bits[i] &^ mask
+	if clean {
+		v |= mask
+	}
+	if v == x.bits[i] {
+		return
+	}
+	x.bits[i] = v
+	x.put(1+i, v)
+}
+
+// touch notes that legs are written to about now.
+func (x *regionNote) touch() {
+	if x == nil || x.file == nil {
+		return
+	}
+	if now := uint32(time.Now().Unix()); now != x.sec {
+		x.sec = now
+		x.put(0, now)
+	}
+}
+
+func (x *regionNote) put(i int, v uint32) {
+	if err := notefile.Guard(func() { x.store(i, v) }); err != nil {
+		x.void()
+	}
+	if x.stepped != nil {
+		x.stepped()
+	}
+}
+
+// void ends the use of the note: no daemon takes it any more. The marks on the
+// legs stay until [mirror.dropNote].
+func (x *regionNote) void() {
+	if x == nil || x.file == nil {
+		return
+	}
+	f := x.file
+	x.file = nil
+	// Either is enough. A note that is neither in memory nor can be removed has no
+	// checksum that is right.
+	_ = notefile.Guard(func() { clear(f.Bytes()[:noteIdent]) })
+	_ = f.Remove()
+	_ = f.Unmap()
+	if x.stepped != nil {
+		x.stepped()
+	}
+}
