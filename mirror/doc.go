@@ -75,7 +75,8 @@
 //     way: its bit is 0 before a leg is touched, and 1 only after all legs were
 //     written to. There is no barrier: what system calls wrote outlives a kill.
 //  18. An error of a leg makes the note void: a leg that did not flush may lack what
-//     was written long before.
+//     was written long before. The note says before a flush that there is one: what
+//     no earlier flush covered does not count after a kill in the middle.
 //  19. A mirror that is resumed removes the marks of other notes from its legs, and
 //     makes its own only when no other table can go on with the legs.
 //

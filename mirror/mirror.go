@@ -50,6 +50,7 @@ type Hooks struct {
 	NoNoteDirty bool // legs are written and the note has the region clean
 	NoNoteMarks bool // a note counts whatever the marks on the legs
 	NoNoteTime  bool // a note counts whenever the legs were written to
+	NoNoteFlush bool // a flush that did not end makes nothing doubtful
 
 	// Those of the leg record.
 	NoRecordSync    bool // a copy is renamed before it is durable

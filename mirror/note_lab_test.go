@@ -97,6 +97,8 @@ type noteRun struct {
 	marks  []any // crash_test.go
 	states []noteState
 	deaf   bool
+	lossy  bool   // flushes of leg b fail, and lose what was written since the last good one
+	kept   []byte // of leg b, flushed
 }
 
 // noteState is what a kill leaves.
@@ -134,6 +136,7 @@ func newNoteRun(t *testing.T, s noteState, hooks Hooks) *noteRun {
 		r.legs[i] = blockdev.NewMemBytes(slices.Clone(s.legs[i]))
 		r.l.devs[n] = watchedLeg{named{r.legs[i], n}, r}
 	}
+	r.kept = slices.Clone(s.legs[1])
 	r.a, r.b = r.l.fault("a"), r.l.fault("b")
 	return r
 }
@@ -183,6 +186,26 @@ func (w watchedLeg) WriteAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+// Flush may fail as that of a disk does: what it had to write is gone.
+func (w watchedLeg) Flush() error {
+	if w.r.legs[1] != w.named.Mem {
+		return nil
+	}
+	w.r.mu.Lock()
+	lossy, err := w.r.lossy, error(nil)
+	if lossy {
+		_, err = w.named.WriteAt(w.r.kept, 0)
+	} else {
+		_, err = w.named.ReadAt(w.r.kept, 0)
+	}
+	w.r.mu.Unlock()
+	w.r.look()
+	if lossy && err == nil {
+		err = fmt.Errorf("%w: lost", blockdev.ErrIO)
+	}
+	return err
+}
+
 func (w watchedLeg) Zero(off, n int64, unmap bool) error {
 	w.r.mu.Lock()
 	err := w.named.Zero(off, n, unmap)
@@ -223,6 +246,20 @@ func (r *noteRun) write(start, count blockdev.Sector) {
 		return
 	}
 	r.mark(writeAnswered{w})
+}
+
+func (r *noteRun) flush() {
+	if err := r.tb.Flush(context.Background()); err != nil {
+		r.t.Errorf("flush: %v", err)
+	}
+}
+
+// restored is the mirror after a kill, as far as the note has been read. It is
+// closed.
+func (s noteState) restored(t *testing.T) (*table, error) {
+	r := newNoteRun(t, s, Hooks{})
+	r.restore(noteLine)
+	return r.tb, r.tb.Close()
 }
 
 // end closes the mirror; a clean end leaves no note and no mark.

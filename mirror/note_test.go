@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/blockdev/devtest"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -57,6 +58,11 @@ var notePlans = []notePlan{
 		r.b.Set()
 		r.write(9, 1)
 		r.write(16, 2)
+	}},
+	{name: "flushes", run: func(r *noteRun) {
+		r.tb.settled()
+		r.write(4, 3)
+		parallel(func() { r.flush() }, func() { r.write(8, 2) }, func() { r.flush(); r.write(9, 1); r.flush() })
 	}},
 	{name: "suspended", run: func(r *noteRun) {
 		r.tb.settled()
@@ -307,6 +313,38 @@ func TestNote_MarksAreNeeded(t *testing.T) {
 		}
 	}
 	other.end()
+}
+
+// TestNote_TimeIsNeeded: who is no mirror and writes to a leg leaves no mark. With
+// the check of the time taken away the note counts, and reads are stale.
+func TestNote_TimeIsNeeded(t *testing.T) {
+	s := killedQuiet(t)
+	s.legs[1] = bytes.Clone(s.legs[1])
+	copy(s.legs[1][6*blockdev.SectorSize:], devtest.Pattern(otherSeed, 6, 2))
+	s.host.times["b"] = time.Now().Add(time.Minute)
+	if n, err := s.check(t, noteLine, Hooks{}); n != 0 || err != nil {
+		t.Errorf("%d regions in sync, %v", n, err)
+	}
+	if _, err := s.check(t, noteLine, Hooks{NoNoteTime: true}); err == nil {
+		t.Error("nothing noticed")
+	}
+}
+
+// TestNote_Discard: a discard changes the time of the legs, and the note knows.
+func TestNote_Discard(t *testing.T) {
+	r := newNoteRun(t, noteState{}, Hooks{})
+	r.tb = r.l.live(noteLine)
+	r.tb.settled()
+	r.tb.mu.Lock()
+	r.tb.dirty.note.change(wordTime, 1)
+	r.tb.mu.Unlock()
+	_ = r.tb.Discard(t.Context(), 0, 4096)
+	r.tb.mu.Lock()
+	if now := time.Now().Unix(); now-int64(r.tb.dirty.note.vals[wordTime]) > 60 {
+		t.Error("the time of the note is that of the write before")
+	}
+	r.tb.mu.Unlock()
+	r.end()
 }
 
 // TestNote_Damaged: a note with any bit changed makes nothing count that does not,

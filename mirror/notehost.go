@@ -210,7 +210,7 @@ func (m *mirror) fits(note *regionNote, leg string) error {
 	if err != nil {
 		return err
 	}
-	if last := time.Unix(int64(note.sec)+1, 0); written.Sub(last) > noteSlack && !m.o.Hooks.NoNoteTime {
+	if last := time.Unix(int64(note.vals[wordTime])+1, 0); written.Sub(last) > noteSlack && !m.o.Hooks.NoNoteTime {
 		return fmt.Errorf("%s was written to since, at %v", leg, written.Format(time.DateTime))
 	}
 	return nil
@@ -225,7 +225,10 @@ func (m *mirror) startNote() {
 		return
 	}
 	m.noted = true
-	if note := m.dirty.note; note != nil && note.file != nil {
+	if note := m.dirty.note; !note.lost() {
+		if !m.o.Hooks.NoNoteFlush {
+			note.settle()
+		}
 		for r := range m.dirty.n {
 			m.dirty.setSync(r, note.clean(r))
 		}
@@ -264,6 +267,28 @@ func (m *mirror) newNote() (*regionNote, error) {
 		return nil, err
 	}
 	return note, nil
+}
+
+// touchNote says that legs are written to now. A discard makes no region dirty:
+// after it nobody may expect the legs to be equal there, as with a log on a disk.
+func (m *mirror) touchNote() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dirty.note.touch()
+}
+
+// beginFlush and endFlush are around what may report an error of a leg that is
+// older than itself.
+func (m *mirror) beginFlush() uint32 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dirty.note.beginFlush()
+}
+
+func (m *mirror) endFlush(age uint32, all bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dirty.note.endFlush(age, all)
 }
 
 // dropNote is the end of the mirror.

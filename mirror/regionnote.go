@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -21,7 +23,7 @@ import (
 //
 //	offset size
 //	     0  512 identity, little-endian
-//	  4096    8 words in the machine's order of bytes: time, then 32 regions each
+//	  4096    8 words in the machine's order of bytes
 //
 // Identity, written once:
 //
@@ -35,18 +37,35 @@ import (
 //
 // A word changes in one store, and is never seen in part: its value, and in the
 // upper half the CRC-32C of the session, the number of the word and the value.
-// The value of word 0 is the second of the last change, of the others a bit for
-// each region, 1 = clean.
+// The values are
+//
+//	the second of the last change
+//	how many flushes of legs have begun and not ended well
+//	the age that is flushed: what is younger may not be
+//	for 32 regions each, one bit a region: 1 = clean
+//	for 32 regions each, the age of the last write
+//
+// The age grows with each flush. A flush that fails makes the note void, but the
+// kernel reports an error of a file only once: a daemon that was killed during a
+// flush may have been told, and only what is older than the flush before is sure.
 const (
 	noteMagic = "dmfrgns1"
 	noteIdent = 512
 	noteAt    = 4096 // of the words
 
 	// noteLimit is the size of the largest note: it lies in memory, as a rule.
-	noteLimit = 4 << 20
+	noteLimit = 8 << 20
 	// noteSlack is how much later than the note says a leg may have been written
 	// to: the time between a store to the note and the system call after it.
 	noteSlack = 2 * time.Second
+)
+
+// The first words.
+const (
+	wordTime = iota
+	wordFlushes
+	wordFlushed
+	wordBits
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -79,30 +98,38 @@ func (id noteID) bytes() []byte {
 }
 
 // noteSize is the size of the note of that many regions.
-func noteSize(n Region) int64 { return noteAt + 8*(1+(int64(n)+31)/32) }
+func noteSize(n Region) int64 { return noteAt + 8*(wordBits+2*((int64(n)+31)/32)) }
 
 // regionNote is the note of a mirror that runs. Guarded by mirror.mu.
 type regionNote struct {
 	file *notefile.File
 	id   noteID
-	bits []uint32 // as in the words after the first
-	sec  uint32   // as in the first
+	vals []uint32 // of the words
+	bits []uint32 // those of vals
+	ages []uint32 // those of vals
+	age  uint32   // of what is written now
 
 	stepped func() // for tests: called after each store; nil: nobody looks
+}
+
+func makeRegionNote(f *notefile.File, id noteID, n Region) *regionNote {
+	k := (n + 31) / 32
+	v := make([]uint32, wordBits+2*k)
+	return &regionNote{file: f, id: id, vals: v, bits: v[wordBits : wordBits+k], ages: v[wordBits+k:]}
 }
 
 // newRegionNote fills an empty note. Nobody takes it for one before the legs have
 // the mark.
 func newRegionNote(f *notefile.File, id noteID, n Region, clean func(Region) bool) (*regionNote, error) {
-	x := &regionNote{file: f, id: id, bits: make([]uint32, (n+31)/32)}
+	x := makeRegionNote(f, id, n)
 	for r := range n {
 		if clean(r) {
 			x.bits[r/32] |= 1 << (r % 32)
 		}
 	}
 	err := notefile.Guard(func() {
-		for i, v := range x.bits {
-			x.store(1+i, v)
+		for i, v := range x.vals {
+			x.store(i, v)
 		}
 		copy(f.Bytes(), id.bytes())
 	})
@@ -130,19 +157,29 @@ func readRegionNote(f *notefile.File, id noteID, n Region) (*regionNote, error) 
 	default:
 		return nil, errors.New("it is of another mirror")
 	}
-	x := &regionNote{file: f, id: id, bits: make([]uint32, (n+31)/32)}
-	for i := range 1 + len(x.bits) {
+	x := makeRegionNote(f, id, n)
+	for i := range x.vals {
 		w := binary.NativeEndian.Uint64(b[noteAt+8*i:])
 		if x.word(i, uint32(w)) != w {
 			return nil, fmt.Errorf("word %d has a wrong checksum", i)
 		}
-		if i == 0 {
-			x.sec = uint32(w)
-		} else {
-			x.bits[i-1] = uint32(w)
+		x.vals[i] = uint32(w)
+	}
+	x.age = max(x.vals[wordFlushed], slices.Max(x.ages))
+	return x, nil
+}
+
+// settle takes back what a flush that did not end makes doubtful.
+func (x *regionNote) settle() {
+	if x.vals[wordFlushes] == 0 {
+		return
+	}
+	for i, age := range x.ages {
+		if age >= x.vals[wordFlushed] {
+			x.change(wordBits+i, 0)
 		}
 	}
-	return x, nil
+	x.change(wordFlushes, 0)
 }
 
 // word is a value with its checksum.
@@ -162,33 +199,63 @@ func (x *regionNote) store(i int, v uint32) {
 // clean tells whether a region was in sync, with no write under way.
 func (x *regionNote) clean(r Region) bool { return x.bits[r/32]>>(r%32)&1 == 1 }
 
+// lost tells whether there is no note, or none that counts.
+func (x *regionNote) lost() bool { return x == nil || x.file == nil }
+
 // set makes a region clean or not. Without a note that counts it does nothing.
 func (x *regionNote) set(r Region, clean bool) {
-	if x == nil || x.file == nil {
+	if x.lost() {
 		return
 	}
 	x.touch()
 	i, mask := int(r/32), uint32(1)<<(r%32)
-	v := x.bits[i] &^ mask
-	if clean {
-		v |= mask
-	}
-	if v == x.bits[i] {
+	if !clean {
+		x.change(wordBits+i, x.bits[i]&^mask)
 		return
 	}
-	x.bits[i] = v
-	x.put(1+i, v)
+	x.change(wordBits+len(x.bits)+i, x.age)
+	x.change(wordBits+i, x.bits[i]|mask)
 }
 
 // touch notes that legs are written to about now.
 func (x *regionNote) touch() {
-	if x == nil || x.file == nil {
+	if !x.lost() {
+		x.change(wordTime, uint32(time.Now().Unix()))
+	}
+}
+
+// beginFlush says that legs are about to be flushed. What it returns is given to
+// endFlush. A flush that fails has no end.
+func (x *regionNote) beginFlush() (age uint32) {
+	if x.lost() {
+		return 0
+	}
+	if x.age < math.MaxUint32 { // then nothing counts as flushed any more
+		x.age++
+	}
+	x.change(wordFlushes, x.vals[wordFlushes]+1)
+	return x.age
+}
+
+// endFlush says that a flush ended well. What was written before it began is
+// flushed, if all legs were.
+func (x *regionNote) endFlush(age uint32, all bool) {
+	if x.lost() || age == 0 {
 		return
 	}
-	if now := uint32(time.Now().Unix()); now != x.sec {
-		x.sec = now
-		x.put(0, now)
+	if all && age > x.vals[wordFlushed] {
+		x.change(wordFlushed, age)
 	}
+	x.change(wordFlushes, x.vals[wordFlushes]-1)
+}
+
+// change gives a word a value.
+func (x *regionNote) change(i int, v uint32) {
+	if x.file == nil || x.vals[i] == v {
+		return
+	}
+	x.vals[i] = v
+	x.put(i, v)
 }
 
 func (x *regionNote) put(i int, v uint32) {
@@ -203,7 +270,7 @@ func (x *regionNote) put(i int, v uint32) {
 // void ends the use of the note: no daemon takes it any more. The marks on the
 // legs stay until [mirror.dropNote].
 func (x *regionNote) void() {
-	if x == nil || x.file == nil {
+	if x.lost() {
 		return
 	}
 	f := x.file

@@ -12,7 +12,16 @@ import (
 // default leg.
 func (m *mirror) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 	off -= m.start
-	return m.update(ctx, off, int64(len(p)), &change{ctx: lasting(ctx), data: p, base: off, fua: fua})
+	c := &change{ctx: lasting(ctx), data: p, base: off, fua: fua}
+	if !fua {
+		return m.update(ctx, off, int64(len(p)), c)
+	}
+	age := m.beginFlush()
+	err := m.update(ctx, off, int64(len(p)), c)
+	if err == nil {
+		m.endFlush(age, false)
+	}
+	return err
 }
 
 // Zero zeroes as a write would. A leg that cannot is sent zeros.
@@ -163,7 +172,9 @@ func (m *mirror) Flush(ctx context.Context) error {
 		stopped := m.logStops(err) && !m.over()
 		if !stopped {
 			var mask uint64
+			age := m.beginFlush()
 			if mask, err = m.flushLegs(); mask == 0 {
+				m.endFlush(age, true)
 				return nil
 			}
 			m.flushFailed(mask, err)
@@ -201,6 +212,7 @@ func (m *mirror) Discard(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer m.endDiscard()
+	m.touchNote()
 	ctx = context.WithoutCancel(ctx)
 	mask, err := m.onUsed(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
 	if mask != 0 {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -96,6 +97,12 @@ func TestMark(t *testing.T) {
 	}
 	if s, err := Mark(path, name); s != "x" || err != nil {
 		t.Errorf("%q, %v", s, err)
+	}
+	if err := SetMark(path, name, strings.Repeat("y", 65)); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Mark(path, name); s == "" || err != nil {
+		t.Errorf("a mark that is not ours: %q, %v", s, err)
 	}
 	for range 2 {
 		if err := RemoveMark(path, name); err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -64,9 +63,9 @@ func TestMirrorKillUnderLoad(t *testing.T) {
 	}
 }
 
-func newMirrorRig(t *testing.T, sectors int64) *mirrorRig {
+func newMirrorRig(t *testing.T, sectors int64, args ...string) *mirrorRig {
 	t.Helper()
-	r := &mirrorRig{t: t, rng: harness.Rand(harness.Seed(t)), sectors: sectors, region: 64, m: model.New(sectors, 1), d: harness.Start(t)}
+	r := &mirrorRig{t: t, rng: harness.Rand(harness.Seed(t)), sectors: sectors, region: 64, m: model.New(sectors, 1), d: harness.Start(t, args...)}
 	r.seed.Store(1000)
 	for i := range 3 {
 		path := r.d.Path(fmt.Sprintf("leg%d", i))
@@ -219,103 +218,4 @@ func readFile(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// TestMirrorKillCoreLog: kill -9 under direct writes that nobody syncs, to a mirror
-// whose log is in memory. After the restart what was answered is there, also before
-// the legs are equal again, and little more is copied than was being written.
-// Without the note, and when the legs were used in between, everything is.
-func TestMirrorKillCoreLog(t *testing.T) {
-	r := newMirrorRig(t, 6<<20/sector)
-	table := fmt.Sprintf("0 %d mirror core 1 %d %d", r.sectors, r.region, len(r.legs))
-	for _, l := range r.legs {
-		table += " " + l + " 0"
-	}
-	r.d.Must("create", "m", "--table", table)
-	r.inSync()
-	for round := range harness.Pick(3, 100) {
-		r.writeAndKill()
-		all := round%3 == 2
-		if all {
-			r.forgetRegions(round)
-		}
-		r.d.Start()
-		content := readFile(t, r.d.Dev("m"))
-		if err := r.m.Check(content, 0); err != nil {
-			t.Errorf("before the legs are equal: %v", err)
-		}
-		r.inSync()
-		r.checkEqual()
-		copied := r.copied()
-		if limit := r.sectors * sector / 4; all && copied < r.sectors*sector || !all && copied > limit {
-			t.Errorf("round %d: %d bytes were copied of %d for each leg\n%s", round, copied, r.sectors*sector, r.d.Log())
-		}
-		if t.Failed() {
-			t.Fatalf("stopped in round %d", round)
-		}
-		t.Logf("%d bytes copied", copied)
-	}
-	r.d.Stop()
-}
-
-// writeAndKill kills the daemon under direct writes.
-func (r *mirrorRig) writeAndKill() {
-	r.t.Helper()
-	var writers sync.WaitGroup
-	const parts = 4
-	busy := make(chan struct{}, parts)
-	for part := range int64(parts) {
-		w := writer{
-			path: r.d.Dev("m"), m: r.m, rng: rand.New(rand.NewPCG(r.rng.Uint64(), uint64(part))), seed: &r.seed,
-			part: part, parts: parts, sectors: r.sectors, direct: true, pages: true,
-		}
-		writers.Go(func() {
-			if _, err := w.run(busy); err != nil {
-				r.t.Error(err)
-			}
-		})
-	}
-	for range parts {
-		select {
-		case <-busy:
-		case <-time.After(30 * time.Second):
-			r.t.Fatal("the writers write nothing")
-		}
-	}
-	<-time.After(time.Duration(r.rng.Int64N(int64(60 * time.Millisecond))))
-	r.d.Kill()
-	writers.Wait()
-}
-
-// forgetRegions takes the note away, or has another daemon make a mirror of two of
-// the legs.
-func (r *mirrorRig) forgetRegions(round int) {
-	r.t.Helper()
-	if round%6 == 5 {
-		other := harness.Start(r.t)
-		other.Must("create", "o", "--table", fmt.Sprintf("0 %d mirror core 2 %d nosync 2 %s 0 %s 0", r.sectors, r.region, r.legs[1], r.legs[2]))
-		other.Stop()
-		return
-	}
-	notes, err := filepath.Glob(filepath.Join(r.d.Run, "state", "regions-*"))
-	if err != nil || len(notes) != 1 {
-		r.t.Fatalf("notes of the regions: %q, %v", notes, err)
-	}
-	if err := os.Remove(notes[0]); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// copied is how much the mirror has copied, on all legs.
-func (r *mirrorRig) copied() (n int64) {
-	r.t.Helper()
-	text := r.d.Must("mirror", "status", "m", "-J")
-	m := regexp.MustCompile(`"copied_bytes": *(\d+)`).FindStringSubmatch(text)
-	if m == nil {
-		r.t.Fatalf("no copied_bytes in %s", text)
-	}
-	if _, err := fmt.Sscan(m[1], &n); err != nil {
-		r.t.Fatal(err)
-	}
-	return n
 }
