@@ -129,6 +129,10 @@ func (c *checker) run() {
 		garbage: func(a, i uint64) {
 			c.r.add(ProblemGarbage, c.l.entryAt(a, i), "bytes other than zero", "zeros up to the end of the area", "old data stands behind the end of the list; it is ignored")
 		},
+		lost: func(a, i uint64, e exception) {
+			c.r.add(ProblemLost, c.l.entryAt(a, i), e.String(), "an entry, as others follow that go on with the list", "an exception is lost here; whoever opens the store takes this for the end of the list")
+		},
+		limit: c.limit,
 	}
 	end := w.run()
 	c.r.Areas = end.area + 1
@@ -211,7 +215,7 @@ func (c *checker) rounds(visit func(s *chunkSet, a, i uint64, e exception), done
 
 // quiet goes through the list again and says nothing of what it cannot read.
 func (c *checker) quiet(entry func(a, i uint64, e exception)) {
-	w := walk{layout: c.l, dev: c.dev, entry: entry, unreadable: func(uint64, Chunk, int64, int64, error) {}}
+	w := walk{layout: c.l, dev: c.dev, entry: entry, unreadable: func(uint64, Chunk, int64, int64, error) {}, lost: func(uint64, uint64, exception) {}, limit: c.limit}
 	w.run()
 }
 

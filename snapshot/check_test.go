@@ -57,7 +57,10 @@ func TestCheckStore(t *testing.T) {
 		{"chunk twice", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{1, 3}), []ProblemKind{ProblemOldTwice}, "metadata area 0, entry 1"},
 		{"data twice", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{2, 2}), []ProblemKind{ProblemNewTwice}, "metadata area 0, entry 1"},
 		{"no end", madeStore(t, 1, 34, good(1), full(32)...), []ProblemKind{ProblemNoArea}, "metadata area 0"},
-		{"old data", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{0, 0}, exception{5, 9}), []ProblemKind{ProblemGarbage}, "metadata area 0, entry 1"},
+		{"old data", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{0, 0}, exception{5, 2}), []ProblemKind{ProblemGarbage}, "metadata area 0, entry 1"},
+		{"old data of another store", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{0, 0}, exception{50, 9}), []ProblemKind{ProblemGarbage}, "metadata area 0, entry 1"},
+		{"lost", madeStore(t, 8, 400, good(8), exception{1, 2}, exception{0, 0}, exception{5, 4}), []ProblemKind{ProblemLost, ProblemLeaked}, "metadata area 0, entry 1"},
+		{"the first is lost", madeStore(t, 8, 400, good(8), exception{0, 0}, exception{5, 2}), []ProblemKind{ProblemLost}, "metadata area 0, entry 0"},
 		{"several", madeStore(t, 8, 400, Header{magic, 0, 1, 8}, exception{100, 200}), []ProblemKind{ProblemInvalid, ProblemBeyond, ProblemPastOrigin}, "header"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -136,7 +139,7 @@ func TestCheckStore_Odd(t *testing.T) {
 		"magic-zero": ProblemBlank, "blank-1": ProblemBlank, "blank-2": ProblemBlank,
 		"magic-swapped": ProblemMagic, "junk": ProblemMagic, "version-2": ProblemVersion,
 		"chunk-0": ProblemChunkSize, "chunk-3": ProblemChunkSize, "chunk-2to22": ProblemChunkSize,
-		"old-dup": ProblemOldTwice, "new-dup": ProblemNewTwice, "hole": ProblemGarbage, "area-full-no-room": ProblemNoArea,
+		"old-dup": ProblemOldTwice, "new-dup": ProblemNewTwice, "hole": ProblemLost, "area-full-no-room": ProblemNoArea,
 	} {
 		r, err := CheckStore(blockdev.NewMemBytes(gunzip(t, filepath.Join(dir, name+".cow.img.gz"))), 1024)
 		if err != nil {

@@ -200,8 +200,8 @@ func entryDamages(add func(string, ProblemKind, func(*damagedStore, *rand.Rand))
 		d.entry(i)[15] |= 0x40
 	})
 	if followed {
-		add("new/zero", ProblemGarbage, set(1, func(*damagedStore, *rand.Rand) uint64 { return 0 }))
-		add("both/zero", ProblemGarbage, func(d *damagedStore, _ *rand.Rand) { clear(d.entry(i)) })
+		add("new/zero", ProblemLost, set(1, func(*damagedStore, *rand.Rand) uint64 { return 0 }))
+		add("both/zero", ProblemLost, func(d *damagedStore, _ *rand.Rand) { clear(d.entry(i)) })
 	} else if i+1 < count { // the end of an area that is not the last
 		add("both/zero", ProblemNextArea, func(d *damagedStore, _ *rand.Rand) { clear(d.entry(i)) })
 	}

@@ -60,6 +60,7 @@ type judge struct {
 	count      uint64 // entries in the log
 	end        walked
 	unreadable uint64 // parts of the log
+	lost       uint64 // entries that became zero
 
 	bad    *chunkSet // numbers of the entries that cannot be right
 	shared *chunkSet // numbers of entries whose data belongs to an earlier one, too
@@ -112,7 +113,17 @@ func (j *judge) number(a, i uint64) uint64 { return a*j.perArea + i }
 
 func (j *judge) look() {
 	olds, news, twice := newChunkSet(0, math.MaxInt), newChunkSet(0, math.MaxInt), newChunkSet(0, math.MaxInt)
-	w := walk{layout: j.layout, dev: j.dev, unreadable: func(uint64, Chunk, int64, int64, error) { j.unreadable++ }}
+	w := walk{layout: j.layout, dev: j.dev, unreadable: func(uint64, Chunk, int64, int64, error) { j.unreadable++ }, limit: j.limit}
+	w.lost = func(a, i uint64, e exception) {
+		n := j.number(a, i)
+		j.count = n + 1
+		j.bad.add(n)
+		if e.old != 0 && e.old < j.limit { // where its data is did not stay, which chunk it was did
+			j.losses.add(j.layout, e.old, ProblemLost, "its record names no data: reads the origin now")
+			return
+		}
+		j.lost++
+	}
 	w.entry = func(a, i uint64, e exception) {
 		n := j.number(a, i)
 		j.count = n + 1
@@ -140,6 +151,9 @@ func (j *judge) look() {
 	if j.unreadable > 0 {
 		j.losses.Anywhere = fmt.Sprintf("%d parts of the list of exceptions cannot be read", j.unreadable)
 	}
+	if j.lost > 0 && j.losses.Anywhere == "" {
+		j.losses.Anywhere = fmt.Sprintf("%d exceptions in the middle of the list became zero; nobody knows of which chunks", j.lost)
+	}
 	if len(twice.pages) == 0 {
 		return
 	}
@@ -148,13 +162,13 @@ func (j *judge) look() {
 			j.losses.add(j.layout, e.old, ProblemNewTwice, "its data was that of another chunk, too: at most one of them is right")
 		}
 	}
-	w.unreadable = func(uint64, Chunk, int64, int64, error) {}
+	w.unreadable, w.lost = func(uint64, Chunk, int64, int64, error) {}, func(uint64, uint64, exception) {}
 	w.run()
 }
 
 // each yields the exceptions that can be right.
 func (j *judge) each(yield func(n uint64, e exception)) {
-	w := walk{layout: j.layout, dev: j.dev, unreadable: func(uint64, Chunk, int64, int64, error) {},
+	w := walk{layout: j.layout, dev: j.dev, unreadable: func(uint64, Chunk, int64, int64, error) {}, lost: func(uint64, uint64, exception) {}, limit: j.limit,
 		entry: func(a, i uint64, e exception) {
 			if n := j.number(a, i); !j.bad.has(n) {
 				yield(n, e)

@@ -28,6 +28,7 @@ const (
 	ProblemPastOrigin ProblemKind = "past-origin"        // an exception for a chunk at or past the end of the origin
 	ProblemOldTwice   ProblemKind = "chunk-twice"        // two exceptions for one chunk of the origin
 	ProblemNewTwice   ProblemKind = "data-twice"         // two exceptions share a chunk of the COW device
+	ProblemLost       ProblemKind = "entry-lost"         // an exception in the middle of the list became zero
 	ProblemGarbage    ProblemKind = "old-data"           // old data behind the end of the list; harmless here
 	ProblemNextArea   ProblemKind = "list-behind"        // the area behind the end holds what looks like exceptions
 	ProblemLeaked     ProblemKind = "leaked"             // chunks that were given out and belong to no exception

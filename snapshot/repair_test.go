@@ -62,6 +62,83 @@ func same(before, now [][]byte) error {
 	return nil
 }
 
+// readable is what a repair has to bring out: what can be read, and what follows
+// an entry that became zero.
+func (d *damagedStore) readable(t *testing.T, origin blockdev.Device) [][]byte {
+	t.Helper()
+	if checked(t, d).Counts[ProblemLost] == 0 {
+		return d.shown(t, d.dev(), origin, true)
+	}
+	whole, lost := *d, []Chunk{}
+	whole.bytes = slices.Clone(d.bytes)
+	for i, e := range d.es {
+		if getEntry(d.entry(i)).new == 0 {
+			lost = append(lost, e.old)
+		}
+		putEntry(whole.entry(i), e)
+	}
+	out := whole.shown(t, whole.dev(), origin, false)
+	for _, c := range lost {
+		if out[c] = nil; len(lost) != 1 {
+			t.Fatalf("%d entries are lost", len(lost))
+		}
+	}
+	return out
+}
+
+// TestRepair_Lost: what an entry that became zero stood for reads the origin, and
+// is named as far as it is known. Several can be lost, also over the end of an
+// area.
+func TestRepair_Lost(t *testing.T) {
+	for _, s := range shapes[:5] {
+		for _, keepOld := range []bool{false, true} {
+			d := s.make(t, rand.New(rand.NewPCG(3, 3)))
+			perArea := int(d.l.perArea)
+			clearEntry := func(i int) {
+				if b := d.entry(i); keepOld && d.es[i].old != 0 {
+					clear(b[8:])
+				} else {
+					clear(b)
+				}
+			}
+			lost := []int{1, 4, 5}
+			if s.count > perArea+3 {
+				lost = append(lost, perArea, perArea+1)
+			}
+			for _, i := range lost {
+				clearEntry(i)
+			}
+			origin, dev := patternOrigin(t, d.origin), d.dev()
+			r, err := PlanRepair(dev, d.options())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Apply(); err != nil {
+				t.Fatal(err)
+			}
+			if r.Kept() != uint64(s.count-len(lost)) || (r.Losses.Anywhere == "") != keepOld || keepOld && len(r.Losses.Ranges) == 0 {
+				t.Errorf("%s: %d kept of %d, losses %+v", s.name, r.Kept(), s.count, r.Losses)
+			}
+			rep, err := CheckStore(dev, d.origin)
+			if err != nil || !rep.Clean() || rep.Exceptions != uint64(s.count-len(lost)) {
+				t.Errorf("%s: after the repair %v %v", s.name, err, rep.Problems)
+			}
+			now := d.shown(t, dev, origin, false)
+			for i, e := range d.es {
+				at := blockdev.Sector(e.old) * d.chunk
+				n := min(d.chunk, d.origin-at)
+				want := content(t, dev)[d.l.offset(e.new):][:n.Bytes()]
+				if slices.Contains(lost, i) {
+					want = content(t, origin)[at.Bytes():][:n.Bytes()]
+				}
+				if !bytes.Equal(now[e.old], want) {
+					t.Errorf("%s: chunk %d, entry %d, reads something else", s.name, e.old, i)
+				}
+			}
+		}
+	}
+}
+
 func (d *damagedStore) options() RepairOptions {
 	return RepairOptions{OriginSize: d.origin, MarkValid: true, AssumeChunk: d.chunk}
 }
@@ -97,7 +174,7 @@ func TestRepair_EveryDamage(t *testing.T) {
 	eachDamage(t, 0, func(t *testing.T, name string, d *damagedStore) {
 		origin := patternOrigin(t, d.origin)
 		dev := d.dev()
-		before := d.shown(t, dev, origin, true)
+		before := d.readable(t, origin)
 		r, err := PlanRepair(dev, d.options())
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -148,7 +225,7 @@ func TestRebuild_EveryDamage(t *testing.T) {
 	eachDamage(t, 1, func(t *testing.T, name string, d *damagedStore) {
 		origin := patternOrigin(t, d.origin)
 		dev := d.dev()
-		before := d.shown(t, dev, origin, true)
+		before := d.readable(t, origin)
 		r, err := PlanRebuild(dev, nil, 0, d.options())
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -16,6 +16,14 @@ type walk struct {
 	entry      func(area, index uint64, e exception)
 	unreadable func(area uint64, c Chunk, off, n int64, err error)
 	garbage    func(area, index uint64) // data behind the terminator; may be nil
+
+	// lost is told of an entry that became zero in the middle of the list: the
+	// entries behind it in its area go on with the list (goesOn). nil: the list
+	// ends there, as for whoever opens the store. limit is the number of chunks of
+	// the origin, for that judgement.
+	lost   func(area, index uint64, e exception)
+	limit  Chunk
+	chunks Chunk // whole ones of the device; set by run
 }
 
 // walked is how far a walk came.
@@ -28,8 +36,9 @@ type walked struct {
 // run walks until the terminator or the end of the device.
 func (w *walk) run() walked {
 	buf := make([]byte, min(loadWindow, w.bytes()))
+	w.chunks = w.chunksIn(w.dev.Size())
 	var at walked
-	for a := uint64(0); w.layout.area(a) < w.chunksIn(w.dev.Size()); a++ {
+	for a := uint64(0); w.layout.area(a) < w.chunks; a++ {
 		at.area = a
 		if at.committed, at.ended = w.area(a, buf); at.ended {
 			break
@@ -41,6 +50,7 @@ func (w *walk) run() walked {
 // area goes through one area and tells where its terminator is.
 func (w *walk) area(a uint64, buf []byte) (index uint64, ended bool) {
 	c := w.layout.area(a)
+	high, until := c, uint64(0) // the highest data so far; where the list goes on to behind a lost entry
 	for pos := int64(0); pos < w.bytes(); pos += int64(len(buf)) {
 		off := w.offset(c) + pos
 		if err := readFull(w.dev, buf, off); err != nil {
@@ -50,17 +60,70 @@ func (w *walk) area(a uint64, buf []byte) (index uint64, ended bool) {
 		}
 		for i := 0; i < len(buf); i += entrySize {
 			e := getEntry(buf[i:])
+			if e.new == 0 && w.lost != nil && until == 0 {
+				until = w.goesOn(a, index, high)
+			}
+			if e.new == 0 && index < until {
+				w.lost(a, index, e)
+				index++
+				continue
+			}
 			if e.new == 0 {
 				if w.garbage != nil && (!allZero(buf[i:]) || !restZero(w.dev, off+int64(len(buf)), w.offset(c)+w.bytes())) {
 					w.garbage(a, index)
 				}
 				return index, true
 			}
+			if w.sound(e) {
+				high = max(high, e.new)
+			}
 			w.entry(a, index, e)
 			index++
 		}
 	}
 	return index, false
+}
+
+// sound tells whether the data of an exception can be where it says.
+func (w *walk) sound(e exception) bool { return e.new < w.chunks && !w.isArea(e.new) }
+
+// goesOn tells where in its area a list goes on to that has a zero at index: 0 if
+// it ends there. Data is given out in order, so that entries behind the zero whose
+// data lies above all before it are the rest of the list. Old data does not look
+// so: an area is made zero before it is used, and what else may stand there names
+// chunks that the list has, or none. Most of what is there must make sense.
+func (w *walk) goesOn(a, index uint64, high Chunk) (until uint64) {
+	c := w.layout.area(a)
+	at := w.offset(c) + int64(index+1)*entrySize
+	end := w.offset(c) + w.bytes()
+	good, bad := 0, 0
+	buf := make([]byte, loadWindow)
+	for at < end {
+		next, found := firstByte(w.dev, at, end)
+		if !found {
+			break
+		}
+		at = next - (next-w.offset(c))%entrySize
+		b := buf[:min(end-at, loadWindow)]
+		if readFull(w.dev, b, at) != nil {
+			break
+		}
+		for i := 0; i < len(b); i += entrySize {
+			e := getEntry(b[i:])
+			switch {
+			case e.new > high && w.sound(e) && e.old < w.limit:
+				good++
+				until = uint64(at+int64(i)-w.offset(c))/entrySize + 1
+			case e != exception{}:
+				bad++
+			}
+		}
+		at += int64(len(b))
+	}
+	if good <= bad {
+		return 0
+	}
+	return until
 }
 
 // restZero tells whether a range is zeros, as far as it can be read.
