@@ -78,6 +78,10 @@ type Step struct {
 	// Views are the files named in Table and GuardBase, as the caller sees them.
 	Views []View `json:"views,omitempty"`
 
+	// Sole (OpLoad) refuses the table when another device has one with a target of
+	// the same type on the same lower device.
+	Sole bool `json:"sole,omitempty"`
+
 	// Together (in an apply) runs the step at the same time as the one before it.
 	// They must not depend on each other.
 	Together bool `json:"together,omitempty"`

@@ -118,7 +118,8 @@ func (s shape) damages() (all []damage) {
 		d.bytes = d.bytes[:d.l.offset(d.es[len(d.es)-1].new)+d.l.bytes()-1]
 	})
 	add("short/half", ProblemBeyond, func(d *damagedStore, rng *rand.Rand) {
-		keep := d.l.offset(d.es[0].new) + 1 + rng.Int64N(d.l.offset(d.es[len(d.es)-1].new-d.es[0].new))
+		last := d.es[min(len(d.es), perArea)-1] // of those that can be read then
+		keep := d.l.offset(d.es[0].new) + 1 + rng.Int64N(d.l.offset(last.new-d.es[0].new))
 		d.bytes = d.bytes[:keep]
 	})
 	return all

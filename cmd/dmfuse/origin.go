@@ -77,7 +77,9 @@ func (a *app) originCreate(ctx context.Context, origin, name string) error {
 		return err
 	}
 	line := control.Line{Length: p.sectors(), Type: "snapshot-origin", Args: []string{p.path}}
-	r, err := s.c.Apply(ctx, deviceSteps(name, line, false, p)...)
+	steps := deviceSteps(name, line, false, p)
+	steps[1].Sole = true // somebody may have made one since checkOriginFree
+	r, err := s.c.Apply(ctx, steps...)
 	if err != nil {
 		return fmt.Errorf("the origin device %s is not made: %w", name, stepText(err))
 	}

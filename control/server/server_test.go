@@ -270,6 +270,44 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	}
 }
 
+// TestApplySole: of several at the same moment that want to be the only one of
+// their type on a device one gets it. Whoever does not ask for it is not asked.
+func TestApplySole(t *testing.T) {
+	b := newBench(t, nil)
+	steps := func(name string, disk int, sole bool) []control.Step {
+		return []control.Step{
+			{Op: control.OpCreate, Key: control.ByName(name)},
+			{Op: control.OpLoad, Key: control.ByName(name), Sole: sole, Table: []control.Line{line(0, 8, "linear", fmt.Sprintf("/disk/%d", disk), "0")}},
+			{Op: control.OpResume, Key: control.ByName(name)},
+		}
+	}
+	const n = 8
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			_, err := b.c.Apply(b.ctx, steps(fmt.Sprint("d", i), 1, true)...)
+			errs <- err
+		}()
+	}
+	made := 0
+	for range n {
+		err := <-errs
+		if err == nil {
+			made++
+		} else if e := wireErr(t, err); e.Code != control.CodeBusy || e.Op != control.OpLoad || e.Undo != "" {
+			t.Errorf("%+v", e)
+		}
+	}
+	if made != 1 {
+		t.Errorf("%d of %d made it", made, n)
+	}
+	for name, disk := range map[string]int{"other": 2, "e": 1} {
+		if _, err := b.c.Apply(b.ctx, steps(name, disk, name == "other")...); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func (b *bench) must(st control.Step) control.StepResult {
 	b.t.Helper()
 	r, err := b.c.Do(b.ctx, st)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -61,7 +62,11 @@ func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, 
 	}
 	switch st.Op {
 	case control.OpLoad:
-		return load(ctx, d, st, old)
+		back, err := load(ctx, d, st, old)
+		if err == nil && st.Sole {
+			err = s.sole(d, st)
+		}
+		return back, err
 	case control.OpClear:
 		return clear(d, old)
 	case control.OpSuspend:
@@ -185,6 +190,32 @@ func load(ctx context.Context, d *mapper.Device, st control.Step, old tables) (*
 	return &undo{"drop the table loaded into " + d.Name(), func(ctx context.Context) error {
 		return old.waiting.fill(ctx, d)
 	}}, nil
+}
+
+// sole refuses the table loaded into d when another device has one like it. Of two
+// that are loaded at the same moment one at least is refused: each looks after it
+// can be seen.
+func (s *Server) sole(d *mapper.Device, st control.Step) error {
+	mine := d.Deps(true)
+	for _, other := range s.opts.Manager.Devices() {
+		if other == d {
+			continue
+		}
+		for _, inactive := range []bool{false, true} {
+			like := slices.ContainsFunc(other.Status(target.StatusTable, inactive, true), func(t mapper.TargetStatus) bool {
+				return slices.ContainsFunc(st.Table, func(l control.Line) bool { return l.Type == t.Type })
+			})
+			if !like {
+				continue
+			}
+			for _, dep := range other.Deps(inactive) {
+				if slices.Contains(mine, dep) {
+					return control.Errorf(control.CodeBusy, "%s has a device of the type %s already: %s", cmp.Or(dep.Name, dep.Path), st.Table[0].Type, other.Name())
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // lowerMissing tells a device that a table names and that is not there from
