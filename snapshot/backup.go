@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,9 @@ import (
 const (
 	backupKind    = "snapshot-store-backup"
 	backupVersion = 1
+
+	// maxBackup is more than any backup has: its blocks twice, as base64.
+	maxBackup = 8 * repairMax
 )
 
 // Backup is what a repair in place changes, so that it can be taken back: the
@@ -47,9 +51,9 @@ func (b Backup) sum() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// WriteBackup writes a backup, durably and whole or not at all. A file that is
-// there is only overwritten with replace: [os.ErrExist] otherwise.
-func WriteBackup(path string, b Backup, replace bool) (err error) {
+// WriteBackup writes a backup, durably and whole or not at all. What is there may
+// be the only way back to what was, and is never replaced: [os.ErrExist].
+func WriteBackup(path string, b Backup) (err error) {
 	b.Sum = b.sum()
 	text, err := json.Marshal(b)
 	if err != nil {
@@ -72,7 +76,7 @@ func WriteBackup(path string, b Backup, replace bool) (err error) {
 		err = cerr
 	}
 	if err == nil {
-		err = Publish(f.Name(), path, replace)
+		err = Publish(f.Name(), path, false)
 	}
 	return err
 }
@@ -100,7 +104,7 @@ func Publish(from, to string, replace bool) error {
 
 // ReadBackup reads a backup. One that is damaged is [blockdev.ErrInvalid].
 func ReadBackup(path string) (Backup, error) {
-	text, err := os.ReadFile(path)
+	text, err := readRegular(path)
 	if err != nil {
 		return Backup{}, err
 	}
@@ -109,6 +113,24 @@ func ReadBackup(path string) (Backup, error) {
 		return b, fmt.Errorf("%w: backup %s: %v", blockdev.ErrInvalid, path, err)
 	}
 	return b, nil
+}
+
+// readRegular reads a file that has an end: opening a fifo would wait for ever.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	switch fi, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case !fi.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is no regular file", blockdev.ErrInvalid, path)
+	case fi.Size() > maxBackup:
+		return nil, fmt.Errorf("%w: %s has %d bytes; a backup has %d at most", blockdev.ErrInvalid, path, fi.Size(), maxBackup)
+	}
+	return io.ReadAll(f)
 }
 
 func decodeBackup(text []byte) (b Backup, err error) {

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -114,7 +113,7 @@ func (s *snapshot) makeNote(c *core) (*note, error) {
 	id := noteID{session: session, boot: bootMark(o.Boot), dev: dev, inode: inode, chunk: uint32(c.chunk)}
 	n, err := newNote(f, id)
 	if err == nil {
-		err = h.setSession(path, hex.EncodeToString(session[:]))
+		err = h.setSession(path, id.mark())
 	}
 	if err != nil {
 		_ = f.close()

@@ -3,9 +3,11 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -77,6 +79,18 @@ func bootMark(id string) (m [16]byte) {
 	sum := sha256.Sum256([]byte(id))
 	copy(m[:], sum[:])
 	return m
+}
+
+// mark is what the file of the store is marked with: session and boot.
+func (id noteID) mark() string {
+	return hex.EncodeToString(id.session[:]) + "-" + hex.EncodeToString(id.boot[:8])
+}
+
+// ofOtherBoot tells whether a mark was left before the machine started last.
+func ofOtherBoot(mark, boot string) bool {
+	now := bootMark(boot)
+	_, was, ok := strings.Cut(mark, "-")
+	return ok && was != hex.EncodeToString(now[:8])
 }
 
 func (id noteID) put(b []byte) {

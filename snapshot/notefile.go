@@ -58,10 +58,17 @@ func EndSession(cow string) error {
 
 // HasSession tells whether a daemon that was killed left the store in the file in
 // the middle of its work: the next one may find writes in its note that are not
-// in the store.
+// in the store. After a power cut there are none.
 func HasSession(cow string) (bool, error) {
-	session, err := machine{}.session(cow)
-	return session != "", err
+	mark, err := machine{}.session(cow)
+	if err != nil || mark == "" {
+		return false, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return true, nil
+	}
+	return !ofOtherBoot(mark, strings.TrimSpace(string(boot))), nil
 }
 
 // noteFile is a note as a file.

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -122,7 +121,7 @@ func (s *snapshot) fits(n noted, cow string, want noteID, st *persistent, t *exc
 		return nil, fmt.Errorf("the mark of the store: %w", err)
 	}
 	if s.group.o.Hooks.NoNoteSession {
-		session = hex.EncodeToString(n.id.session[:])
+		session = n.id.mark()
 	}
 	want.session = n.id.session
 	switch {
@@ -130,7 +129,7 @@ func (s *snapshot) fits(n noted, cow string, want noteID, st *persistent, t *exc
 		return nil, fmt.Errorf("%w: the note is of another boot", blockdev.ErrInvalid)
 	case n.id != want:
 		return nil, fmt.Errorf("%w: the note is of another store", blockdev.ErrInvalid)
-	case session != hex.EncodeToString(n.id.session[:]):
+	case session != n.id.mark():
 		return nil, fmt.Errorf("%w: the store was used since", blockdev.ErrInvalid)
 	}
 	es, err := n.left(st.entries(), st.sum)

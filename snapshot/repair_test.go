@@ -373,14 +373,11 @@ func TestBackup_File(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "backup")
 	b := r.Backup("/cow", &Sidecar{Version: 1, Kind: sidecarKind, Name: "x"})
-	if err := WriteBackup(path, b, false); err != nil {
+	if err := WriteBackup(path, b); err != nil {
 		t.Fatal(err)
 	}
-	if err := WriteBackup(path, b, false); !errors.Is(err, os.ErrExist) {
+	if err := WriteBackup(path, b); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over another: %v", err)
-	}
-	if err := WriteBackup(path, b, true); err != nil {
-		t.Error(err)
 	}
 	got, err := ReadBackup(path)
 	if err != nil || got.Sum == "" || got.Sidecar.Name != "x" || len(got.Steps) != len(b.Steps) {

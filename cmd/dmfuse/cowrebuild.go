@@ -107,6 +107,9 @@ func (f *cowFacts) planOutput(o repairOptions) (place, error) {
 			return out, usagef("--output %s: it is FILE, or the origin", path)
 		}
 	}
+	if err := checkNoRecord(path); err != nil {
+		return out, err
+	}
 	if o.dry || o.force {
 		return out, nil
 	}
@@ -152,6 +155,11 @@ func (f *cowFacts) writeNew(path string, size int64, r *snapshot.Rebuild, replac
 	if err = f.writeTo(tmp.Name(), r, true); err != nil {
 		return err
 	}
+	if f.side != nil {
+		if err = checkRecordPlace(path); err != nil {
+			return err
+		}
+	}
 	if replace {
 		if err := f.checkUnused(path); err != nil {
 			return err
@@ -161,6 +169,16 @@ func (f *cowFacts) writeNew(path string, size int64, r *snapshot.Rebuild, replac
 		return err
 	}
 	return f.newSidecar(path, r)
+}
+
+// checkRecordPlace refuses a place for a store whose record would overwrite
+// something else.
+func checkRecordPlace(path string) error {
+	_, err := snapshot.ReadSidecar(path)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return fail(exitBusy, fmt.Errorf("%s, where the record of the new store belongs, is something else: %w", snapshot.SidecarPath(path), err), "move it away, or choose another name")
 }
 
 // checkUnused refuses to replace a file that is in use.

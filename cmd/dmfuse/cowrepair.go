@@ -57,7 +57,7 @@ A store that is in use is refused. One that was marked invalid is made valid onl
 	f.Var(o.chunk, "chunk-size", "with --output: chunk size of the new store")
 	f.Var(o.assume, "assume-chunk-size", "chunk size to go by where the header's is of no use")
 	f.BoolVar(&o.dry, "dry-run", false, "say what would be done and change nothing")
-	f.BoolVar(&o.force, "force", false, "replace an output or a backup that is there; restore a store that was written to since; do without what a killed daemon has in its note")
+	f.BoolVar(&o.force, "force", false, "replace an output that is there; make a further backup beside one that is there; restore a store that was written to since; do without what a killed daemon has in its note")
 	return c
 }
 
@@ -197,8 +197,8 @@ func (a *app) repairInPlace(f cowFacts, o repairOptions) error {
 	if marked {
 		side = f.side
 	}
-	if err := snapshot.WriteBackup(ans.Backup, r.Backup(f.path, side), o.force); err != nil {
-		return fail(exitFailed, fmt.Errorf("the backup cannot be written, so nothing was changed: %w", err), "choose another file with --backup")
+	if err := snapshot.WriteBackup(ans.Backup, r.Backup(f.path, side)); err != nil {
+		return fail(exitFailed, fmt.Errorf("the backup cannot be written, so nothing was changed: %w", err), "a backup is never replaced: choose another file with --backup, or have a further one made with --force")
 	}
 	undo := "take it back with: dmfuse cow repair " + shellQuote(f.path) + " --restore " + shellQuote(ans.Backup)
 	if err := r.Apply(); err != nil {
@@ -247,11 +247,18 @@ func (o repairOptions) backupPath(f cowFacts) (string, error) {
 		if !st.Mode().IsRegular() {
 			return "", usagef("--backup %s: there is something that is no regular file", o.backup)
 		}
-		return path, nil
+		return path, nil // it may be the only one there is: writing says that it exists
 	case f.dev.ID().Kind == blockdev.IDBlock:
 		return "", usagef("%s is a block device, so there is no place beside it for the backup: give --backup FILE, or make a new store with --output", f.path)
 	}
-	return f.path + ".repair-backup", nil
+	path := f.path + ".repair-backup"
+	for n := 2; o.force; n++ {
+		if _, err := os.Lstat(path); err != nil {
+			break
+		}
+		path = fmt.Sprintf("%s.repair-backup.%d", f.path, n)
+	}
+	return path, nil
 }
 
 func problemCount(r snapshot.Report) int { return len(r.Problems) + r.More }

@@ -159,12 +159,17 @@ func (f *cowFacts) unfinished() error {
 	if f.dev.ID().Kind != blockdev.IDFile {
 		return nil
 	}
-	left, err := snapshot.HasSession(f.path)
+	return unfinishedStore(f.path)
+}
+
+// unfinishedStore tells why the store in a file may lack the last writes.
+func unfinishedStore(path string) error {
+	left, err := snapshot.HasSession(path)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%s: %w", f.path, err)
+		return fmt.Errorf("%s: %w", path, err)
 	case left:
-		return fmt.Errorf("a daemon was killed while it used %s, and the last writes may be in its note only", f.path)
+		return fmt.Errorf("a daemon was killed while it used %s, and the last writes may be in its note only", path)
 	}
 	return nil
 }

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"github.com/dmfuse/dmfuse/mirror"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,6 +43,9 @@ func (s *session) checkNewFile(path, what string, force bool) (string, error) {
 	case !force:
 		return "", fail(exitBusy, fmt.Errorf("%s exists already", abs), "choose another name, or overwrite it with --force")
 	}
+	if err := checkNoRecord(abs); err != nil {
+		return "", err
+	}
 	p, err := fileAt(abs)
 	if err != nil {
 		return "", err
@@ -52,6 +58,23 @@ func (s *session) checkNewFile(path, what string, force bool) (string, error) {
 		err = busy(p, users, "choose another name")
 	}
 	return abs, err
+}
+
+// checkNoRecord refuses to replace the record beside a COW, a leg or a log, also
+// with --force: what it says stands nowhere else.
+func checkNoRecord(path string) error {
+	of, ok := strings.CutSuffix(path, snapshot.SidecarSuffix)
+	if !ok {
+		return nil
+	}
+	_, err := snapshot.ReadSidecar(of)
+	if err != nil {
+		_, err = mirror.ReadSidecar(of)
+	}
+	if err != nil {
+		return nil
+	}
+	return fail(exitBusy, fmt.Errorf("%s is the record beside %s, and is not replaced", path, of), "choose another name")
 }
 
 // makeNewFile begins a file; replace says that it may take the place of another.

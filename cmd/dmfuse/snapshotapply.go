@@ -12,6 +12,7 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/delta"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // applyOptions is what the command line of snapshot apply says.
@@ -109,10 +110,24 @@ func (a *app) snapshotApply(ctx context.Context, o applyOptions) error {
 func (a *app) openExport(path string) (*os.File, error) {
 	f, ok := a.stdin.(*os.File)
 	if path != "-" || !ok {
-		return os.Open(path)
+		return openRegular(path)
 	}
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		return nil, usagef("standard input is no file: FILE is read twice, to check all of it before anything is written; save it first")
+	}
+	return f, nil
+}
+
+// openRegular opens a regular file. Opening another kind may wait, or do
+// something.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, usagef("%s is no regular file: FILE is read twice; save it first", path)
 	}
 	return f, nil
 }

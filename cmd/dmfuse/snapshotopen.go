@@ -159,6 +159,11 @@ func (a *app) checkStore(p place, b baseOf, o openOptions) (*cowFile, error) {
 	problems := listProblems(report)
 	c.damaged = report.Damaged() && o.create.readOnly
 	problems = append(problems, sidecarProblems(p, b)...)
+	if p.device == nil && !p.block {
+		if err := unfinishedStore(p.path); err != nil {
+			problems = append(problems, err.Error()+": start a daemon where that one ran, which puts them into the store (dmfuse serve), or do without them (--damaged)")
+		}
+	}
 	if len(problems) == 0 {
 		return c, nil
 	}

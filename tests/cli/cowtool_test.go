@@ -143,8 +143,10 @@ func TestCowRepair_Killed(t *testing.T) {
 		}
 		harness.Must(t, harness.Binary(t), "cow", "repair", cow, "--backup", undo+".2", "--force")
 		harness.Must(t, harness.Binary(t), "cow", "check", cow)
-		if err := os.Remove(undo); err != nil {
-			t.Fatal(err)
+		for _, file := range []string{undo, undo + ".2"} {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	t.Logf("%d of %d had changed something", halfway, rounds)
