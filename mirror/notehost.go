@@ -269,26 +269,11 @@ func (m *mirror) newNote() (*regionNote, error) {
 	return note, nil
 }
 
-// touchNote says that legs are written to now. A discard makes no region dirty:
-// after it nobody may expect the legs to be equal there, as with a log on a disk.
-func (m *mirror) touchNote() {
+// withNote does something with the note, if there is one.
+func (m *mirror) withNote(do func(note *regionNote)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.dirty.note.touch()
-}
-
-// beginFlush and endFlush are around what may report an error of a leg that is
-// older than itself.
-func (m *mirror) beginFlush() uint32 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.dirty.note.beginFlush()
-}
-
-func (m *mirror) endFlush(age uint32, all bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.dirty.note.endFlush(age, all)
+	do(m.dirty.note)
 }
 
 // dropNote is the end of the mirror.

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"math"
-	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -41,13 +39,13 @@ import (
 //
 //	the second of the last change
 //	how many flushes of legs have begun and not ended well
-//	the age that is flushed: what is younger may not be
-//	for 32 regions each, one bit a region: 1 = clean
-//	for 32 regions each, the age of the last write
+//	then, for 32 regions each and one bit for a region:
+//	1 = clean; 1 = written since the last flush began; 1 = written before, and no
+//	flush that began later has ended well
 //
-// The age grows with each flush. A flush that fails makes the note void, but the
-// kernel reports an error of a file only once: a daemon that was killed during a
-// flush may have been told, and only what is older than the flush before is sure.
+// A flush that fails makes the note void, but the kernel reports an error of a file
+// only once: a daemon that was killed during a flush may have been told, and what no
+// earlier flush covered is not sure.
 const (
 	noteMagic = "dmfrgns1"
 	noteIdent = 512
@@ -64,7 +62,6 @@ const (
 const (
 	wordTime = iota
 	wordFlushes
-	wordFlushed
 	wordBits
 )
 
@@ -98,24 +95,28 @@ func (id noteID) bytes() []byte {
 }
 
 // noteSize is the size of the note of that many regions.
-func noteSize(n Region) int64 { return noteAt + 8*(wordBits+2*((int64(n)+31)/32)) }
+func noteSize(n Region) int64 { return noteAt + 8*(wordBits+3*((int64(n)+31)/32)) }
 
 // regionNote is the note of a mirror that runs. Guarded by mirror.mu.
 type regionNote struct {
 	file *notefile.File
 	id   noteID
 	vals []uint32 // of the words
-	bits []uint32 // those of vals
-	ages []uint32 // those of vals
-	age  uint32   // of what is written now
+
+	// Those of vals: clean, and written since which flush.
+	bits, young, old []uint32
+	fresh, aged      []int // numbers of the words of young and old that are not 0
+
+	begun uint64 // flushes
 
 	stepped func() // for tests: called after each store; nil: nobody looks
 }
 
 func makeRegionNote(f *notefile.File, id noteID, n Region) *regionNote {
 	k := (n + 31) / 32
-	v := make([]uint32, wordBits+2*k)
-	return &regionNote{file: f, id: id, vals: v, bits: v[wordBits : wordBits+k], ages: v[wordBits+k:]}
+	v := make([]uint32, wordBits+3*k)
+	b := v[wordBits:]
+	return &regionNote{file: f, id: id, vals: v, bits: b[:k], young: b[k : 2*k], old: b[2*k:]}
 }
 
 // newRegionNote fills an empty note. Nobody takes it for one before the legs have
@@ -165,7 +166,14 @@ func readRegionNote(f *notefile.File, id noteID, n Region) (*regionNote, error) 
 		}
 		x.vals[i] = uint32(w)
 	}
-	x.age = max(x.vals[wordFlushed], slices.Max(x.ages))
+	for i := range x.young {
+		if x.young[i] != 0 {
+			x.fresh = append(x.fresh, i)
+		}
+		if x.old[i] != 0 {
+			x.aged = append(x.aged, i)
+		}
+	}
 	return x, nil
 }
 
@@ -174,10 +182,8 @@ func (x *regionNote) settle() {
 	if x.vals[wordFlushes] == 0 {
 		return
 	}
-	for i, age := range x.ages {
-		if age >= x.vals[wordFlushed] {
-			x.change(wordBits+i, 0)
-		}
+	for i := range x.bits {
+		x.change(wordBits+i, x.bits[i]&^(x.young[i]|x.old[i]))
 	}
 	x.change(wordFlushes, 0)
 }
@@ -213,7 +219,10 @@ func (x *regionNote) set(r Region, clean bool) {
 		x.change(wordBits+i, x.bits[i]&^mask)
 		return
 	}
-	x.change(wordBits+len(x.bits)+i, x.age)
+	if x.young[i] == 0 {
+		x.fresh = append(x.fresh, i)
+	}
+	x.change(x.youngAt(i), x.young[i]|mask)
 	x.change(wordBits+i, x.bits[i]|mask)
 }
 
@@ -224,29 +233,57 @@ func (x *regionNote) touch() {
 	}
 }
 
-// beginFlush says that legs are about to be flushed. What it returns is given to
-// endFlush. A flush that fails has no end.
-func (x *regionNote) beginFlush() (age uint32) {
+// The numbers of words.
+func (x *regionNote) youngAt(i int) int { return wordBits + len(x.bits) + i }
+func (x *regionNote) oldAt(i int) int   { return wordBits + 2*len(x.bits) + i }
+
+// begin says that something is about to be told of errors of legs. One that is
+// told of any has no end.
+func (x *regionNote) begin() {
+	if !x.lost() {
+		x.change(wordFlushes, x.vals[wordFlushes]+1)
+	}
+}
+
+// end says that it was told of none.
+func (x *regionNote) end() {
+	if !x.lost() {
+		x.change(wordFlushes, x.vals[wordFlushes]-1)
+	}
+}
+
+// beginFlush says that all legs are about to be flushed. What it returns is given
+// to endFlush.
+func (x *regionNote) beginFlush() (number uint64) {
 	if x.lost() {
 		return 0
 	}
-	if x.age < math.MaxUint32 { // then nothing counts as flushed any more
-		x.age++
+	x.begin()
+	for _, i := range x.fresh {
+		if x.old[i] == 0 {
+			x.aged = append(x.aged, i)
+		}
+		x.change(x.oldAt(i), x.old[i]|x.young[i])
+		x.change(x.youngAt(i), 0)
 	}
-	x.change(wordFlushes, x.vals[wordFlushes]+1)
-	return x.age
+	x.fresh = x.fresh[:0]
+	x.begun++
+	return x.begun
 }
 
 // endFlush says that a flush ended well. What was written before it began is
-// flushed, if all legs were.
-func (x *regionNote) endFlush(age uint32, all bool) {
-	if x.lost() || age == 0 {
+// flushed; of that which was written before a later one began it is not known.
+func (x *regionNote) endFlush(number uint64) {
+	if x.lost() || number == 0 {
 		return
 	}
-	if all && age > x.vals[wordFlushed] {
-		x.change(wordFlushed, age)
+	if number == x.begun {
+		for _, i := range x.aged {
+			x.change(x.oldAt(i), 0)
+		}
+		x.aged = x.aged[:0]
 	}
-	x.change(wordFlushes, x.vals[wordFlushes]-1)
+	x.end()
 }
 
 // change gives a word a value.

@@ -16,10 +16,10 @@ func (m *mirror) Write(ctx context.Context, p []byte, off int64, fua bool) error
 	if !fua {
 		return m.update(ctx, off, int64(len(p)), c)
 	}
-	age := m.beginFlush()
+	m.withNote((*regionNote).begin)
 	err := m.update(ctx, off, int64(len(p)), c)
 	if err == nil {
-		m.endFlush(age, false)
+		m.withNote((*regionNote).end)
 	}
 	return err
 }
@@ -172,9 +172,10 @@ func (m *mirror) Flush(ctx context.Context) error {
 		stopped := m.logStops(err) && !m.over()
 		if !stopped {
 			var mask uint64
-			age := m.beginFlush()
+			var number uint64
+			m.withNote(func(note *regionNote) { number = note.beginFlush() })
 			if mask, err = m.flushLegs(); mask == 0 {
-				m.endFlush(age, true)
+				m.withNote(func(note *regionNote) { note.endFlush(number) })
 				return nil
 			}
 			m.flushFailed(mask, err)
@@ -212,7 +213,7 @@ func (m *mirror) Discard(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer m.endDiscard()
-	m.touchNote()
+	m.withNote((*regionNote).touch) // no region becomes dirty: after a discard nobody may expect the legs to be equal there
 	ctx = context.WithoutCancel(ctx)
 	mask, err := m.onUsed(func(l *leg) error { return target.DiscardLower(ctx, l.dev, l.offset+off-m.start, n) })
 	if mask != 0 {

@@ -30,7 +30,8 @@ type mirrorRig struct {
 	log     string
 	m       *model.Model
 	seed    atomic.Uint64
-	partial int // rounds that were killed with regions out of sync
+	files   []*os.File // of writers that do not end with the daemon
+	partial int        // rounds that were killed with regions out of sync
 }
 
 // TestMirrorKillUnderLoad: writers on a mirror, kill -9, restart, again and again.
