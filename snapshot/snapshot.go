@@ -224,6 +224,9 @@ func (s *snapshot) openStore(create bool) error {
 	if err := s.takeNote(st, usable, t); err != nil {
 		return err
 	}
+	if s.env.Restoring && usable && st.nextFree > st.chunksIn(s.cow.Size()) {
+		s.log().Errorf("the store names data beyond the end of its COW device: it was damaged or cut off; a check says more")
+	}
 	s.setCore(st, t)
 	return nil
 }

@@ -16,9 +16,14 @@ func TestReadStatus_TakesTheTextsOfTheKernel(t *testing.T) {
 		"397896/2097152 1560": {State: "valid", AllocatedBytes: 397896 * 512, TotalBytes: 2097152 * 512, MetadataBytes: 1560 * 512},
 		"16/2097152 16":       {State: "valid", AllocatedBytes: 8192, TotalBytes: 2097152 * 512, MetadataBytes: 8192},
 		"Invalid":             {State: "invalid"},
-		"Overflow":            {State: "overflow"},
-		"Merge failed":        {State: "merge-failed"},
-		"Unknown":             {State: "waiting"},
+
+		// Of damaged stores.
+		"524296/8240 16":               {State: "damaged", AllocatedBytes: 8240 * 512, TotalBytes: 8240 * 512},
+		"18101085981225058040/8240 24": {State: "damaged", AllocatedBytes: 8240 * 512, TotalBytes: 8240 * 512},
+		"24/8240 18446744073709551608": {State: "damaged", AllocatedBytes: 8240 * 512, TotalBytes: 8240 * 512},
+		"Overflow":                     {State: "overflow"},
+		"Merge failed":                 {State: "merge-failed"},
+		"Unknown":                      {State: "waiting"},
 	} {
 		var got snapshotInfo
 		if err := got.readStatus(text); err != nil {

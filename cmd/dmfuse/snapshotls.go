@@ -23,7 +23,7 @@ type snapshotInfo struct {
 	COW            string  `json:"cow"`
 	Store          string  `json:"store"` // P, PO or N
 	ChunkSizeBytes int64   `json:"chunk_size_bytes"`
-	State          string  `json:"state"` // valid, paused, invalid, overflow, merging, merged, merge-failed, waiting
+	State          string  `json:"state"` // valid, damaged, paused, invalid, overflow, merging, merged, merge-failed, waiting
 	AllocatedBytes int64   `json:"allocated_bytes"`
 	MetadataBytes  int64   `json:"metadata_bytes"`
 	TotalBytes     int64   `json:"total_bytes"`  // size of the COW
@@ -88,13 +88,17 @@ func (i *snapshotInfo) readStatus(text string) error {
 	case "Unknown":
 		i.State = "waiting" // for a handover from another table
 	default:
-		var all, total, meta int64
+		var all, total, meta uint64 // of a damaged store they can be anything
 		if _, err := fmt.Sscanf(text, "%d/%d %d", &all, &total, &meta); err != nil {
 			return fmt.Errorf("the status of %s is %q, which is not understood", i.Name, text)
 		}
 		i.State = "valid"
-		i.AllocatedBytes, i.TotalBytes, i.MetadataBytes = all*512, total*512, meta*512
-		i.UsedPercent = usedPercent(all, total, meta)
+		if all > total || meta > all {
+			i.State = "damaged"
+			all, meta = total, 0
+		}
+		i.AllocatedBytes, i.TotalBytes, i.MetadataBytes = int64(all)*512, int64(total)*512, int64(meta)*512
+		i.UsedPercent = usedPercent(int64(all), int64(total), int64(meta))
 	}
 	return nil
 }
@@ -146,6 +150,9 @@ func (a *app) snapshotLs(ctx context.Context) error {
 		i, err := s.snapshotInfo(m)
 		if err == nil && i.State == "valid" {
 			_, err = s.spaceOf(ctx, &i)
+		}
+		if i.State == "damaged" {
+			a.note("the store of %s names data beyond the end of its COW; remove the snapshot and look at it with: dmfuse cow check %s", i.Name, shellQuote(i.COW))
 		}
 		if err != nil {
 			return err
