@@ -244,10 +244,12 @@ func (s *snapshot) commitLater(c *core) {
 		}
 		s.commitNow(c)
 		s.watchNote(c)
+		s.lookName()
 		s.mu.Lock()
 		if s.early.last == nil {
 			s.early.running = false
 			s.mu.Unlock()
+			s.endSession(c)
 			return
 		}
 		s.mu.Unlock()
@@ -275,6 +277,21 @@ func (s *snapshot) watchNote(c *core) {
 		return
 	}
 	s.giveUpNote(n, errors.New("the note was removed or cut off"))
+}
+
+// endSession takes the mark away when nothing is answered that is not in the store,
+// and nothing will be: it would make the next daemon miss the note.
+func (s *snapshot) endSession(c *core) {
+	n := c.note.Load()
+	if n == nil || !n.broken.Load() || n.unmarked.Swap(true) {
+		return
+	}
+	h := s.group.o.Notes.machine()
+	if path, _, _, ok := h.file(s.cow); ok {
+		if err := h.removeSession(path); err != nil {
+			s.log().WithError(err).Warn("the mark of the session stays")
+		}
+	}
 }
 
 // giveUpNote says that from now on every write is committed first.

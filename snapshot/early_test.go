@@ -263,7 +263,7 @@ func TestLazy_Policy(t *testing.T) {
 	mode(CommitStrict)
 	say("commit=lazy", "commit=lazy")
 	mode(CommitLazy)
-	if s, err := (machine{}).session(cow); len(s) != 32 || err != nil {
+	if s, err := (machine{}).session(cow); len(s) != 49 || err != nil {
 		t.Errorf("the mark of the session is %q, %v", s, err)
 	}
 	say("commit=strict", "commit=strict")

@@ -168,6 +168,8 @@ type note struct {
 	broken atomic.Bool // it takes nothing more
 	paused atomic.Bool // it is not to take anything for now
 
+	unmarked atomic.Bool // the store has the mark no more
+
 	base base // belongs to the one who commits
 
 	stepped func() // for tests: called after each store to memory; nil: nobody looks

@@ -52,6 +52,7 @@ func (s *snapshot) takeNote(st *persistent, usable bool, t *exceptions) error {
 func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *exceptions) error {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		s.missNote(cow)
 		return nil
 	}
 	var n noted
@@ -89,6 +90,24 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 	t.insert(es)
 	s.log().Infof("%d chunks that were answered before the kill are committed", len(es))
 	return nil
+}
+
+// missNote says that the store has the mark of a session of this boot, or was put in
+// the place of another, and there is no note.
+func (s *snapshot) missNote(cow string) {
+	mark, err := s.group.o.Notes.machine().session(cow)
+	side, serr := ReadSidecar(cow)
+	why := ""
+	switch {
+	case err == nil && mark != "" && !ofOtherBoot(mark, s.group.o.Notes.Boot):
+		why = "its note is gone, or it is a copy"
+	case serr == nil && !s.sidecarFits(side):
+		why = "it is another file than the one that was in use"
+	default:
+		return
+	}
+	s.early.lost = fmt.Errorf("%w: what was written last may not be in %s: %s", blockdev.ErrIO, cow, why)
+	s.log().WithError(s.early.lost).Error("writes of the last moment before the kill may be lost")
 }
 
 // beginRecovery says in the note that all of it is on its way into the store.

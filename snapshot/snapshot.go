@@ -63,6 +63,7 @@ type snapshot struct {
 	idle    chan struct{}   // closed when queue and users are empty; guarded by mu
 
 	early       early
+	name        cowName
 	uncommitted atomic.Int64 // exceptions that were answered first; changed under mu
 }
 
@@ -236,6 +237,7 @@ func (s *snapshot) setCore(st store, t *exceptions) {
 	c.disk, _ = st.(*persistent)
 	s.core.Store(c)
 	s.startSpace(c)
+	s.beginName(c)
 }
 
 // chunkSize is the chunk size in use, 0 while waiting for a handover.
@@ -291,6 +293,7 @@ func (s *snapshot) Flush(ctx context.Context) error {
 	if !flushed { // a commit has done it
 		err = target.FlushLower(ctx, s.cow)
 	}
+	s.lookName()
 	if lost := s.takeLost(); lost != nil {
 		return lost
 	}

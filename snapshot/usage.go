@@ -25,6 +25,7 @@ type Usage struct {
 	Answered   int64           `json:"uncommitted"`    // answered, in the table and not committed; of Exceptions
 	Commit     string          `json:"commit"`         // CommitLazy or CommitStrict: when writes are answered
 	CommitWhy  string          `json:"commit_why,omitempty"`
+	COWGone    string          `json:"cow_gone,omitempty"` // the name of the COW file leads elsewhere
 	Memory     int64           `json:"memory_bytes"` // of the table of exceptions
 
 	Capacity    blockdev.Sector `json:"capacity_sectors"`           // what the COW device has or may grow to
@@ -71,6 +72,7 @@ func (s *snapshot) Usage() Usage {
 	s.spaceUsageLocked(&u, c, time.Now(), all)
 	s.mu.Unlock()
 	u.Commit, u.CommitWhy = s.commitMode(c)
+	u.COWGone = s.nameGone()
 	u.Chunk = c.chunk
 	u.Allocated = blockdev.Sector(all) * c.chunk
 	u.Metadata = blockdev.Sector(meta) * c.chunk

@@ -91,11 +91,14 @@ func (w *walk) sound(e exception) bool { return e.new < w.chunks && !w.isArea(e.
 // it ends there. Data is given out in order, so that entries behind the zero whose
 // data lies above all before it are the rest of the list. Old data does not look
 // so: an area is made zero before it is used, and what else may stand there names
-// chunks that the list has, or none. Most of what is there must make sense.
+// chunks that the list has, or none. Most of what is there must make sense, and
+// some of it in the sector of the zero: a power cut can leave a commit without one
+// of its sectors, of which nobody was told.
 func (w *walk) goesOn(a, index uint64, high Chunk) (until uint64) {
 	c := w.layout.area(a)
 	at := w.offset(c) + int64(index+1)*entrySize
 	end := w.offset(c) + w.bytes()
+	sector := (at - entrySize) / blockdev.SectorSize
 	good, bad := 0, 0
 	buf := make([]byte, loadWindow)
 	for at < end {
@@ -112,6 +115,9 @@ func (w *walk) goesOn(a, index uint64, high Chunk) (until uint64) {
 			e := getEntry(b[i:])
 			switch {
 			case e.new > high && w.sound(e) && e.old < w.limit:
+				if good == 0 && (at+int64(i))/blockdev.SectorSize != sector {
+					return 0
+				}
 				good++
 				until = uint64(at+int64(i)-w.offset(c))/entrySize + 1
 			case e != exception{}:

@@ -149,7 +149,11 @@ func (a *app) snapshotLs(ctx context.Context) error {
 		}
 		i, err := s.snapshotInfo(m)
 		if err == nil && i.State == "valid" {
-			_, err = s.spaceOf(ctx, &i)
+			var u snapshot.Usage
+			u, err = s.spaceOf(ctx, &i)
+			if u.COWGone != "" {
+				a.note("%s: %s", i.Name, u.COWGone)
+			}
 		}
 		if i.State == "damaged" {
 			a.note("the store of %s names data beyond the end of its COW; remove the snapshot and look at it with: dmfuse cow check %s", i.Name, shellQuote(i.COW))
@@ -229,6 +233,7 @@ type snapshotUsageInfo struct {
 
 	snapshot.Work // what first writes have cost
 
+	COWGone     string `json:"cow_gone,omitempty"`    // the name of the COW file leads elsewhere
 	Commit      string `json:"commit,omitempty"`      // when a write is answered: lazy or strict
 	CommitWhy   string `json:"commit_why,omitempty"`  // what keeps it from being lazy
 	Uncommitted int64  `json:"uncommitted,omitempty"` // chunks that are answered and not committed

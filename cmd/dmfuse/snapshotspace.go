@@ -74,6 +74,7 @@ func (u *snapshotUsageInfo) addSpace(ctx context.Context, s *session, m mapped) 
 		return err
 	}
 	u.Reserve, u.PausedSince = space.Reserve, space.PausedSince
+	u.COWGone = space.COWGone
 	u.Commit, u.CommitWhy, u.Uncommitted = space.Commit, space.CommitWhy, space.Answered
 	u.CapacityBytes, u.ReservedBytes = space.Capacity.Bytes(), space.Reserved.Bytes()
 	u.Work = space.Work
@@ -100,6 +101,9 @@ func (u snapshotUsageInfo) spaceRows(a *app) [][]string {
 	var rows [][]string
 	add := func(key, format string, args ...any) {
 		rows = append(rows, []string{key, fmt.Sprintf(format, args...)})
+	}
+	if u.COWGone != "" {
+		add("COW:", "%s", u.COWGone)
 	}
 	if u.DiskFreeBytes != nil {
 		add("Disk free:", "%s", a.size(*u.DiskFreeBytes))
