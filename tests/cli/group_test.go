@@ -177,6 +177,10 @@ func TestGroup_Killed(t *testing.T) {
 			if out := d.Must("info", "disk", "other"); strings.Contains(out, "SUSPENDED") {
 				t.Errorf("suspended: %s", out)
 			}
+			// The holder of the freeze outlives a command that was killed, by a moment in
+			// which it has the file system open: a lazy umount would leave the loop device
+			// in use, and the daemon would not end.
+			harness.Eventually(t, 20*time.Second, "unmounted", func() bool { return d.CLI("umount", dir).Code == 0 })
 		})
 	}
 }
