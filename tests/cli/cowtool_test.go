@@ -144,7 +144,7 @@ func TestCowRepair_Killed(t *testing.T) {
 		harness.Must(t, harness.Binary(t), "cow", "repair", cow, "--backup", undo+".2", "--force")
 		harness.Must(t, harness.Binary(t), "cow", "check", cow)
 		for _, file := range []string{undo, undo + ".2"} {
-			if err := os.Remove(file); err != nil {
+			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // nothing may have been left to repair
 				t.Fatal(err)
 			}
 		}

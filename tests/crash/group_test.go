@@ -1,7 +1,9 @@
 package crash
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -56,6 +58,11 @@ func TestGroupKilled(t *testing.T) {
 		for _, n := range names {
 			if d.CLI("snapshot", "rm", n).Code != 0 {
 				d.CLI("remove", n)
+			}
+			for _, file := range []string{"o" + n + ".img." + n + ".cow", "o" + n + ".img." + n + ".cow.dmfuse"} {
+				if err := os.Remove(d.Path(file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
 			}
 		}
 		d.Must(group...)
