@@ -26,7 +26,7 @@ type Usage struct {
 	Commit     string          `json:"commit"`         // CommitLazy or CommitStrict: when writes are answered
 	CommitWhy  string          `json:"commit_why,omitempty"`
 	COWGone    string          `json:"cow_gone,omitempty"` // the name of the COW file leads elsewhere
-	Memory     int64           `json:"memory_bytes"` // of the table of exceptions
+	Memory     int64           `json:"memory_bytes"`       // of the table of exceptions
 
 	Capacity    blockdev.Sector `json:"capacity_sectors"`           // what the COW device has or may grow to
 	Reserve     string          `json:"reserve"`                    // space beforehand: "on", "off", "unsupported" by the file system

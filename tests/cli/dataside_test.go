@@ -38,7 +38,7 @@ func TestOriginCreate_Race(t *testing.T) {
 			t.Fatalf("round %d: none was made: %v", round, results)
 		}
 		d.Must("remove", made)
-		if out := d.Must("ls", "-n"); out != "No devices found\n" {
+		if out := d.Must("ls", "-n"); strings.TrimSpace(out) != "No devices found" {
 			t.Fatalf("round %d: left: %s", round, out)
 		}
 	}
