@@ -34,6 +34,8 @@ const (
 	nameQcowFull = "qcow2 64k, full"
 	nameOrigin0  = "dmfuse origin, 0 snapshots"
 	nameBefore   = "qemu copy-before-write"
+	// nameBeforeSync saves durably, as an origin does.
+	nameBeforeSync = "qemu copy-before-write, O_SYNC"
 )
 
 // subject is one of those that are compared.
@@ -49,6 +51,8 @@ type subject struct {
 	reads bool
 	// origin: it belongs to the loads of origins; only: to no others.
 	origin, only bool
+	// disk: likewise in memory.
+	disk bool
 	// memory: on a disk it would show nothing that others do not.
 	memory bool
 	// written: everything, or half, was written before. For loads that write
@@ -115,13 +119,15 @@ func peers() []subject {
 		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, open: openOrigin(8)},
 		{name: nameHalf, bin: ours, memory: true, written: true, open: openWritten(openTable(snapshotTable(8)), 4<<10, 2)},
 		{name: nameFull, bin: ours, written: true, whole: true, open: openWritten(openTable(snapshotTable(8)), 1<<20, 1)},
-		{name: nameBefore, needs: fuse, once: true, writes: true, open: openBefore},
+		{name: nameBefore, needs: fuse, once: true, writes: true, open: openBefore(false)},
+		{name: nameBeforeSync, needs: []string{"qemu-storage-daemon", "qemu-img", "chattr"}, once: true, writes: true, disk: true, open: openBefore(true)},
 		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
 		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, open: openQcow("cluster_size=128k,extended_l2=on")},
 		{name: nameQcowFull, needs: fuse, written: true, whole: true, open: openWritten(openQcow("cluster_size=64k"), 1<<20, 1)},
 		{name: "nbdfuse, nbdkit cow", needs: []string{"nbdfuse", "nbdkit"}, once: true, memory: true, open: openNBD},
+		{name: "nbdfuse, qemu-nbd qcow2 64k", needs: []string{"nbdfuse", "qemu-nbd", "qemu-img"}, once: true, open: openQemuNBD},
 		{name: "xmount --cache", needs: []string{"xmount"}, once: true, memory: true, open: openXmount},
 	}
 }
@@ -138,7 +144,7 @@ func subjectsOf(all []subject, place string, l load) []subject {
 }
 
 func (s subject) suits(place string, l load) bool {
-	if s.memory && place != "memory" {
+	if s.memory && place != "memory" || s.disk && place != "disk" {
 		return false
 	}
 	switch {

@@ -5,17 +5,33 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 )
 
-// openNBD is the copy-on-write filter of nbdkit over the base, shown by nbdfuse,
-// which mounts over a file.
+// openNBD is the copy-on-write filter of nbdkit over the base.
 func openNBD(ctx context.Context, p *place, o *opened) error {
+	return p.overNBD(ctx, o, "nbdkit", "--exit-with-parent", "--filter=cow", "file", p.base, "cow-block-size=4096")
+}
+
+// openQemuNBD is qemu's NBD server for a new overlay over the base.
+func openQemuNBD(ctx context.Context, p *place, o *opened) error {
+	overlay := p.path("overlay")
+	o.end.add(func() error { return os.RemoveAll(overlay) })
+	if _, err := command(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", "-b", p.base, "-F", "raw", overlay); err != nil {
+		return err
+	}
+	// Four clients at once, as nbdfuse has.
+	return p.overNBD(ctx, o, "qemu-nbd", "--format=qcow2", "--cache=writeback", "--shared=0", overlay)
+}
+
+// overNBD shows an NBD server by nbdfuse, which mounts over a file.
+func (p *place) overNBD(ctx context.Context, o *opened, server ...string) error {
 	o.path = p.path("export")
 	if err := os.WriteFile(o.path, nil, 0o600); err != nil {
 		return err
 	}
 	o.end.add(func() error { return os.Remove(o.path) })
-	s, err := start(exec.Command("nbdfuse", o.path, "[", "nbdkit", "--exit-with-parent", "--filter=cow", "file", p.base, "cow-block-size=4096", "]"))
+	s, err := start(exec.Command("nbdfuse", slices.Concat([]string{o.path, "["}, server, []string{"]"})...))
 	if err != nil {
 		return err
 	}

@@ -34,25 +34,32 @@ func openQcow(layout string) func(context.Context, *place, *opened) error {
 
 // openBefore is qemu's peer of an origin with a snapshot: the filter
 // copy-before-write saves what is overwritten to a new qcow2 file. It never makes
-// the saved data durable by itself, and a flush reaches the image only: a load
-// that flushes after each write comes nearest to what dmfuse does for each first
-// write.
-func openBefore(ctx context.Context, p *place, o *opened) error {
-	image, err := p.image(ctx)
-	if err != nil {
-		return err
+// the saved data durable by itself, and a flush reaches the image only. With sync
+// the file system makes each write to the qcow2 file durable (chattr +S): then what
+// is saved is as durable as with dmfuse, where a load flushes after each write.
+func openBefore(sync bool) func(context.Context, *place, *opened) error {
+	return func(ctx context.Context, p *place, o *opened) error {
+		image, err := p.image(ctx)
+		if err != nil {
+			return err
+		}
+		o.end.add(func() error { return os.Remove(image) })
+		saved := p.path("saved")
+		o.end.add(func() error { return os.RemoveAll(saved) })
+		if _, err := command(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", saved); err != nil {
+			return err
+		}
+		if sync {
+			if _, err := command(ctx, "chattr", "+S", saved); err != nil {
+				return err
+			}
+		}
+		return p.export(ctx, o,
+			"driver=file,node-name=f,filename="+image,
+			"driver=file,node-name=s,filename="+saved,
+			"driver=qcow2,node-name=q,file=s,backing=f",
+			"driver=copy-before-write,node-name=e,file=f,target=q")
 	}
-	o.end.add(func() error { return os.Remove(image) })
-	saved := p.path("saved")
-	o.end.add(func() error { return os.RemoveAll(saved) })
-	if _, err := command(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", saved); err != nil {
-		return err
-	}
-	return p.export(ctx, o,
-		"driver=file,node-name=f,filename="+image,
-		"driver=file,node-name=s,filename="+saved,
-		"driver=qcow2,node-name=q,file=s,backing=f",
-		"driver=copy-before-write,node-name=e,file=f,target=q")
 }
 
 // export starts qemu-storage-daemon, which mounts node e over a file.

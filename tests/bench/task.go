@@ -66,9 +66,10 @@ func tasks() []task {
 		}},
 		{"merge", "MB/s", both, []taskSubject{
 			{nameCommit, false, []string{"qemu-img", "qemu-io"}, mergeTask(withCommit)},
-			{nameMerge64k, true, nil, mergeTask(withMerge(128))},
-			{nameMerge4k, true, nil, mergeTask(withMerge(8))},
+			{nameMerge64k, true, nil, mergeTask(withMerge(128, nil))},
+			{nameMerge4k, true, nil, mergeTask(withMerge(8, nil))},
 		}},
+		besideTask(),
 		{"first-byte-1TiB", "ms", both, []taskSubject{{nameFirstByte, true, nil, firstByte}}},
 		{"open-10M", "ms", []string{"memory"}, []taskSubject{
 			{nameOpenRandom, true, nil, openStore(false)},
@@ -211,7 +212,12 @@ var syncCount = regexp.MustCompile(` (\d+)/(\d+) 1 `)
 
 // withMirror makes a mirror of the two files and takes the time from its resume
 // until it says that it is in sync; on a disk, until the destination is durable.
-func withMirror(ctx context.Context, p *place, o options, src, dst string) (used time.Duration, err error) {
+func withMirror(ctx context.Context, p *place, o options, src, dst string) (time.Duration, error) {
+	return resync(ctx, p, o, src, dst, nil)
+}
+
+// resync is withMirror with something done meanwhile, or nil.
+func resync(ctx context.Context, p *place, o options, src, dst string, beside meanwhile) (used time.Duration, err error) {
 	d, err := p.daemonOf(o.bin)
 	if err != nil {
 		return 0, err
@@ -233,6 +239,13 @@ func withMirror(ctx context.Context, p *place, o options, src, dst string) (used
 	begin := time.Now()
 	if _, err := c.Do(ctx, control.Step{Op: control.OpResume, Key: key}); err != nil {
 		return 0, err
+	}
+	stop := func() error { return nil }
+	if beside != nil {
+		if stop, err = beside(d.file(name)); err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, stop()) }()
 	}
 	for {
 		info, err := c.Info(ctx, key, false)
@@ -256,6 +269,9 @@ func withMirror(ctx context.Context, p *place, o options, src, dst string) (used
 		if _, err := c.Wait(ctx, key, info.EventNr); err != nil {
 			return 0, err
 		}
+	}
+	if err := stop(); err != nil {
+		return 0, err
 	}
 	if p.name != "memory" {
 		if err := syncFile(dst); err != nil {

@@ -160,8 +160,8 @@ func withCommit(ctx context.Context, p *place, _ options, image, data string) (_
 }
 
 // withMerge writes to a snapshot and merges it, from the resume of the origin
-// device until nothing is left.
-func withMerge(chunk int) func(ctx context.Context, p *place, o options, image, data string) (time.Duration, error) {
+// device until nothing is left. Something may be done with that meanwhile.
+func withMerge(chunk int, beside meanwhile) func(ctx context.Context, p *place, o options, image, data string) (time.Duration, error) {
 	return func(ctx context.Context, p *place, o options, image, data string) (_ time.Duration, err error) {
 		d, err := p.daemonOf(o.bin)
 		if err != nil {
@@ -228,10 +228,20 @@ func withMerge(chunk int) func(ctx context.Context, p *place, o options, image, 
 		if _, err := c.Do(ctx, control.Step{Op: control.OpResume, Key: key}); err != nil {
 			return 0, err
 		}
+		stopBeside := func() error { return nil }
+		if beside != nil {
+			if stopBeside, err = beside(d.file(snap)); err != nil {
+				return 0, err
+			}
+			defer func() { err = errors.Join(err, stopBeside()) }()
+		}
 		select {
 		case <-events:
 		case <-ended:
 			return 0, errors.New("the merge does not end")
+		}
+		if err := stopBeside(); err != nil {
+			return 0, err
 		}
 		if p.name != "memory" {
 			if err := syncFile(image); err != nil {
