@@ -117,7 +117,11 @@ func (l *devLoop) init(change func(*fuse.InitIn)) error {
 func (l *devLoop) Serve() {
 	for i, fd := range l.fds {
 		l.readers.Add(1)
-		c := l.calls.begin(l, fd, maxRequest, maxRequest)
+		in := maxRequest
+		if l.held != nil {
+			in = 0
+		}
+		c := l.calls.begin(l, fd, in, maxRequest)
 		if l.held != nil {
 			c.bufs[0] = l.populated[i]
 			c.in = c.bufs[0].behind(writeHeader)

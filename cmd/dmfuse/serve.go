@@ -157,6 +157,8 @@ func (a *app) serve(o serveOptions) error {
 			return err
 		}
 		signal.Notify(signals, syscall.SIGUSR2)
+		// Else it has the name of the descriptor by which the program was started.
+		_ = os.WriteFile("/proc/self/comm", []byte("dmfuse"), 0)
 	}
 	if err := d.start(); err != nil {
 		if d.worker != nil {
