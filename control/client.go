@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 )
@@ -246,9 +247,16 @@ func query(key Key, add ...func(url.Values)) url.Values {
 // retries is how often a question is asked again whose answer was cut off.
 const retries = 20
 
+// twice are the changes that are the same done once or twice.
+var twice = []string{
+	"/v1/device/" + OpSuspend, "/v1/device/" + OpResume, "/v1/device/" + OpClear, "/v1/device/" + OpAttr,
+	"/v1/device/discard", "/v1/device/flush",
+}
+
 // call sends a request and decodes the reply into out, if out is not nil. What
-// only asks is asked again when the daemon dies over it: its keeper, if it has
-// one, starts another (package keeper), and without one nobody is there any more.
+// only asks, or is the same done twice, is asked again when the daemon dies over
+// it: its keeper, if it has one, starts another (package keeper), and without one
+// nobody is there any more.
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
 	for i := 0; ; i++ {
 		err := c.once(ctx, method, path, q, in, out)
@@ -256,7 +264,7 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 		if !errors.As(err, &cut) {
 			return err
 		}
-		if method != http.MethodGet || i == retries || ctx.Err() != nil {
+		if method != http.MethodGet && !slices.Contains(twice, path) || i == retries || ctx.Err() != nil {
 			return err
 		}
 	}

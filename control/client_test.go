@@ -21,7 +21,7 @@ func TestAsksAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	asked := make(chan string, 100)
+	asked := make(chan string, 1000)
 	const deaths = 3
 	go func() {
 		for i := 0; ; i++ {
@@ -64,7 +64,7 @@ func TestChangesOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	asked := make(chan string, 100)
+	asked := make(chan string, 1000)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -83,6 +83,13 @@ func TestChangesOnce(t *testing.T) {
 	var e *Error
 	if !errors.As(err, &e) || e.Code != CodeNoDaemon || len(asked) != 1 {
 		t.Errorf("%v after %d requests", err, len(asked))
+	}
+	for _, op := range []string{OpLoad, OpCreate, OpRemove, OpRename, OpSuspend, OpResume} {
+		before, again := len(asked), op == OpSuspend || op == OpResume
+		_, err = c.Do(t.Context(), Step{Op: op, Key: ByName("x")})
+		if n := len(asked) - before; !errors.As(err, &e) || e.Code != CodeNoDaemon || (n > 1) != again {
+			t.Errorf("%s: %v after %d requests", op, err, n)
+		}
 	}
 }
 

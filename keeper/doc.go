@@ -27,7 +27,8 @@
 //
 // Reports:
 //
-//	alive          the check of the worker went well; the first one arms the watchdog
+//	alive          the check of the worker went well, or it gets on with its start
+//	restoring NAME a start that stands still, at this device; this is no sign of life
 //	ready          requests are answered
 //	once           the kernel cannot resend: there can be no other worker
 //	final          the mount is gone: the end of this worker is that of the keeper

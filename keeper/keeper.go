@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -48,7 +49,7 @@ type keeper struct {
 	once     bool     // the kernel cannot resend
 	wasReady bool     // some worker was
 	ending   bool     // a signal to end came while no worker could take it
-	tries    int      // workers that died since
+	tries    int      // workers that died since, or hung before one was ready
 	pace     pace
 }
 
@@ -96,6 +97,8 @@ func (k *keeper) run() (int, error) {
 			continue
 		case e.final:
 			return e.code, nil
+		case !k.wasReady && e.hung && !k.ending && k.tries < maxTries:
+			k.tries++
 		case !k.wasReady:
 			if err != nil {
 				return 0, err
@@ -116,7 +119,7 @@ func (k *keeper) run() (int, error) {
 		if e.crashed {
 			why = Crashed
 		}
-		if k.ending {
+		if k.ending && k.wasReady {
 			if k.tries++; k.tries > maxTries {
 				return 0, fmt.Errorf("the worker %s, and so did those before it: it cannot be told to end, so the keeper does", e.text)
 			}
@@ -157,7 +160,9 @@ type end struct {
 	ready   bool // it was ready
 	final   bool // it said that there is to be no other
 	crashed bool // by itself, or because it hung
-	code    int  // exit code, -1: killed
+	hung    bool
+	at      string // the device that it was bringing back for long
+	code    int    // exit code, -1: killed
 	text    string
 	lived   time.Duration
 }
@@ -214,10 +219,10 @@ func (k *keeper) start(p *program, why Why) (*running, error) {
 // attend does what there is to do while a worker runs.
 func (k *keeper) attend(w *running, trial bool) (e end) {
 	reports := w.reports
-	hung := time.NewTimer(time.Hour)
-	hung.Stop()
+	hung := time.NewTimer(k.o.HungLimit)
 	var late <-chan time.Time // a new program that is not ready
 	if trial {
+		hung.Stop()
 		t := time.NewTimer(k.o.UpgradeLimit)
 		defer t.Stop()
 		late = t.C
@@ -234,8 +239,14 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 				e.ready, late = true, nil
 			}
 			e.final = e.final || line == "final"
+			if at, ok := strings.CutPrefix(line, "restoring "); ok {
+				e.at = at
+				continue // which is no sign of life
+			}
 			k.reported(w, line, trial)
-			hung.Reset(k.o.HungLimit)
+			if !trial || e.ready {
+				hung.Reset(k.o.HungLimit)
+			}
 		case s := <-k.signals:
 			k.pass(w, s, e.ready)
 			if s == syscall.SIGUSR2 {
@@ -246,8 +257,11 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 			_ = w.proc.Kill()
 			late = nil
 		case <-hung.C:
-			e.crashed = true
+			e.crashed, e.hung = true, true
 			e.text = fmt.Sprintf("gave no sign of life for %v and was killed", k.o.HungLimit)
+			if !e.ready && e.at != "" {
+				e.text += " (it was bringing back the device " + e.at + ")"
+			}
 			// Its goroutines first, for whoever looks for the reason.
 			_ = w.proc.Signal(syscall.SIGQUIT)
 			k.wait(500 * time.Millisecond)
@@ -329,10 +343,13 @@ func (k *keeper) pass(w *running, s os.Signal, ready bool) {
 		k.o.Say(true, "no upgrade: the worker is not ready yet")
 	case s == syscall.SIGQUIT:
 		_ = w.proc.Signal(s)
-	case ready || !k.wasReady:
+	case ready:
 		_ = w.proc.Signal(syscall.SIGTERM)
 	default:
 		k.ending = true
+		if !k.wasReady {
+			_ = w.proc.Signal(syscall.SIGTERM)
+		}
 	}
 }
 

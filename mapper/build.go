@@ -122,7 +122,7 @@ func (b *builder) make(typ target.Type, l Line) error {
 	t := b.t
 	env := &target.Env{
 		Start: l.Start, Length: l.Length, ReadOnly: t.readOnly, Restoring: b.restored != nil, Waiting: b.waiting,
-		Broken: b.restored.isBroken(len(t.segs)),
+		Broken: b.restored.isBroken(len(t.segs)), Remembered: b.restored.memory(len(t.segs)),
 		Record: b.d.record,
 		Device: b.d.Name(),
 		Open:   b.open,

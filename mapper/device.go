@@ -49,6 +49,7 @@ type Device struct {
 	attr           Attr
 	flushErr       error // a flush that failed while nobody waited for it
 	problem        error // why a restart could not bring back the tables
+	failed         error // it is of no use for good, see Fail
 
 	faultMu    sync.Mutex // one change of the fault rules at a time
 	faultsOver atomic.Bool
@@ -60,6 +61,7 @@ type Device struct {
 	recordMu  sync.Mutex // one writer of the record at a time
 	forgotten bool       // the record is gone and must not come back
 	restoring bool       // the record is being read, not written
+	batch     uint64     // that it was made in, until a restart; 0: none
 }
 
 // Name is the present name.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/sirupsen/logrus"
 )
@@ -108,6 +109,11 @@ func (m *Manager) Types() *target.Set { return m.types }
 // [blockdev.ErrNoAddress] when the minor is, with [blockdev.ErrInvalid] for a
 // bad name.
 func (m *Manager) Create(name, uuid string, minor int) (*Device, error) {
+	return m.create(name, uuid, minor, 0)
+}
+
+// create makes a device of a batch, 0 for none.
+func (m *Manager) create(name, uuid string, minor int, batch uint64) (*Device, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
@@ -118,14 +124,17 @@ func (m *Manager) Create(name, uuid string, minor int) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	step.At("create-numbered")
 	d, err := m.register(name, uuid, minor, serial)
 	if err != nil {
 		return nil, err
 	}
+	d.batch = batch
 	if err := d.recordErr(); err != nil {
 		m.unregister(d)
 		return nil, err
 	}
+	step.At("create-recorded")
 	d.keepEvents()
 	m.hub.global.raise()
 	d.report(EventCreate, "")

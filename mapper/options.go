@@ -49,6 +49,15 @@ type Options struct {
 	// open was cut off.
 	Opens map[uint64]int
 
+	// Restoring is told which device a restart begins with. An error says that it
+	// is to be left alone: it exists and answers EIO, and nothing of it is opened.
+	// Nil: nobody asks.
+	Restoring func(serial uint64, name string) error
+
+	// KeepFailed says that a device that failed for good ([Device.Fail]) does so
+	// after the restart as well.
+	KeepFailed bool
+
 	// Attr is the owner and mode that a new device starts with. A Mode of 0
 	// is 0600.
 	Attr Attr

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -76,11 +77,13 @@ type record struct {
 	UUID     text         `json:"uuid,omitempty"`
 	Minor    int          `json:"minor"`
 	Serial   uint64       `json:"serial"`
-	Major    int          `json:"major"` // that the numbers in the tables mean
+	Major    int          `json:"major"`           // that the numbers in the tables mean
+	Batch    uint64       `json:"batch,omitempty"` // see Batch
 	Loaded   bool         `json:"loaded"`
 	Live     *recordTable `json:"live,omitempty"`
 	Inactive *recordTable `json:"inactive,omitempty"`
 
+	Failed         text          `json:"failed,omitempty"` // see Device.Fail
 	Suspended      bool          `json:"suspended,omitempty"`
 	DeferredRemove bool          `json:"deferred_remove,omitempty"`
 	EventNr        uint32        `json:"event_nr"` // as of the last record: events of targets write none
@@ -101,6 +104,7 @@ type recordLine struct {
 	Type   text   `json:"type"`
 	Args   []text `json:"args"`
 	Broken bool   `json:"broken,omitempty"` // see target.Breaker
+	Memory text   `json:"memory,omitempty"` // see target.Rememberer
 }
 
 type recordAttr struct {
@@ -171,6 +175,9 @@ func recordOf(t *table) *recordTable {
 		if b, ok := t.segs[i].target.(target.Breaker); ok {
 			line.Broken = b.Broken()
 		}
+		if b, ok := t.segs[i].target.(target.Rememberer); ok {
+			line.Memory = text(b.Remember())
+		}
 		for _, a := range l.Args {
 			line.Args = append(line.Args, text(a))
 		}
@@ -220,6 +227,14 @@ func (r *record) check() error {
 		}
 	}
 	return nil
+}
+
+// memory is what the target of line i remembered when the record was written.
+func (r *recordTable) memory(i int) string {
+	if r == nil || i >= len(r.Lines) {
+		return ""
+	}
+	return string(r.Lines[i].Memory)
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -280,12 +295,14 @@ func replaceFile(path string, data []byte) (err error) {
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
+	step.At("record-written")
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return err
 	}
+	step.At("record-renamed")
 	return syncDir(filepath.Dir(path))
 }
 

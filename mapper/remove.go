@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 )
 
 // Remove ends a device and destroys its tables. An open one is
@@ -91,11 +92,21 @@ func waitClosed(ctx context.Context, closed <-chan struct{}, limit time.Duration
 // destroy takes a claimed device out of the lists and closes its tables, the
 // inactive one first (kernel: dev_remove, __dm_destroy). The caller has the
 // turn.
+//
+// What a target keeps for a restart is of no use to anybody once the record is
+// gone, so all that was answered is made durable before.
 func (d *Device) destroy(ctx context.Context) {
 	d.dropGuards()
 	d.endFaults()
+	if t := d.live.Load(); t != nil && !d.isSuspended() {
+		if err := t.lastFlush(ctx); err != nil {
+			d.keepFlushError(err)
+		}
+	}
+	step.At("remove-flushed")
 	d.m.unregister(d)
 	d.m.state.forget(d)
+	step.At("remove-forgotten")
 	d.raiseIfLive()
 	d.m.hub.global.raise()
 	d.report(EventRemove, "")

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sort"
 	"strings"
+
+	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 )
 
 // RestoreProblem is something that a restart could not bring back.
@@ -49,18 +52,27 @@ func (m *Manager) Restore(ctx context.Context) ([]RestoreProblem, error) {
 	for _, n := range serials {
 		r.read(s.recordPath(n), n)
 	}
+	if err := s.dropBatches(); err != nil {
+		return r.problems, err
+	}
 	r.sort()
 	for _, e := range r.entries {
+		r.begin(e)
 		r.live(ctx, e)
 	}
 	for _, e := range r.entries {
+		r.begin(e)
 		r.inactive(ctx, e)
 	}
 	for i := len(r.entries) - 1; i >= 0; i-- { // tops first
+		r.begin(r.entries[i])
 		r.suspend(ctx, r.entries[i])
 	}
 	for _, e := range r.entries {
-		r.restoreGuards(e)
+		r.begin(e)
+		if e.spoiled == nil {
+			r.restoreGuards(e)
+		}
 		r.finish(e)
 	}
 	for _, e := range r.entries { // whoever had it open may be gone with the old daemon
@@ -85,6 +97,8 @@ type restoreEntry struct {
 	lowers map[*restoreEntry]bool // mapped devices that its tables name
 	words  map[string]bool        // all words of its tables
 	own    error                  // a word leads to where nobody may look now, see onOwn
+
+	spoiled error // it is left alone
 }
 
 func (r *restorer) problem(e *restoreEntry, err error) {
@@ -108,6 +122,12 @@ func (r *restorer) read(path string, serial uint64) {
 	}
 	if err == nil {
 		err = e.rec.check()
+	}
+	if err == nil && r.m.state.isOpen(e.rec.Batch) {
+		r.m.log.WithField("device", string(e.rec.Name)).Warn("it was being made, alone or with others, when the daemon died: none of them stays")
+		if err = os.Remove(path); err == nil {
+			return
+		}
 	}
 	if err == nil && e.rec.Serial != serial {
 		err = invalid("the record is of serial number %d", e.rec.Serial)
@@ -258,6 +278,24 @@ func (m *Manager) deviceNamed(word string) *Device {
 	return d
 }
 
+// begin says which device comes next.
+func (r *restorer) begin(e *restoreEntry) {
+	var err error
+	if f := r.m.o.Restoring; f != nil {
+		err = f(e.rec.Serial, e.dev.Name())
+	}
+	if err == nil && r.m.o.KeepFailed && e.rec.Failed != "" {
+		err = errors.New(string(e.rec.Failed))
+	}
+	if err == nil || e.spoiled != nil {
+		return
+	}
+	e.spoiled = fmt.Errorf("%w: %w", blockdev.ErrIO, err)
+	e.dev.mu.Lock()
+	e.dev.failed = err
+	e.dev.mu.Unlock()
+}
+
 // live brings back the live table and lets its I/O run, as lower devices are
 // read while those above are made.
 func (r *restorer) live(ctx context.Context, e *restoreEntry) {
@@ -267,7 +305,12 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 	d, lines := e.dev, r.tableLines(e, e.rec.Live)
 	_ = d.turn.lock(context.Background()) // nobody else knows the device yet
 	defer d.turn.unlock()
-	t, err := r.rebuild(ctx, e, lines, e.rec.Live, false)
+	var t *table
+	err := e.spoiled
+	if err == nil {
+		step.At("restore-device")
+		t, err = r.rebuild(ctx, e, lines, e.rec.Live, false)
+	}
 	if err == nil {
 		if err = t.checkLimits(); err != nil {
 			_ = t.destroy(ctx)
@@ -282,7 +325,7 @@ func (r *restorer) live(ctx context.Context, e *restoreEntry) {
 	}
 	if err != nil {
 		r.problem(e, err)
-		if err := d.restoreTable(d.lostTable(lines, e.rec.Live.ReadOnly, err)); err != nil {
+		if err := d.restoreTable(d.lostTable(lines, e.rec.Live, e.spoiled != nil || e.own != nil, err)); err != nil {
 			panic("mapper: a lost table refuses to be resumed: " + err.Error())
 		}
 	}
@@ -317,7 +360,11 @@ func (r *restorer) inactive(ctx context.Context, e *restoreEntry) {
 	d := e.dev
 	_ = d.turn.lock(context.Background())
 	defer d.turn.unlock()
-	t, err := r.rebuild(ctx, e, r.tableLines(e, e.rec.Inactive), e.rec.Inactive, true)
+	var t *table
+	err := e.spoiled
+	if err == nil {
+		t, err = r.rebuild(ctx, e, r.tableLines(e, e.rec.Inactive), e.rec.Inactive, true)
+	}
 	if err != nil {
 		r.problem(e, fmt.Errorf("the inactive table is lost: %w", err))
 		return

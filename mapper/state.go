@@ -204,7 +204,7 @@ func (m *Manager) DropRecords() error {
 			err = fmt.Errorf("state directory: %w", rerr)
 		}
 	}
-	return err
+	return cmp.Or(err, s.dropBatches())
 }
 
 // forget removes the record of a device for good.
@@ -269,9 +269,12 @@ func (d *Device) makeRecord() record {
 	}
 	r := record{
 		Boot: d.m.state.boot, Name: text(d.Name()), UUID: text(d.uuid), Minor: d.minor, Serial: d.serial,
-		Major: d.m.major, Loaded: d.loaded, Suspended: d.suspended, DeferredRemove: d.deferredRemove,
+		Major: d.m.major, Batch: d.batch, Loaded: d.loaded, Suspended: d.suspended, DeferredRemove: d.deferredRemove,
 		EventNr: d.events.now(),
 		Attr:    recordAttr{Mode: d.attr.Mode, UID: d.attr.UID, GID: d.attr.GID, Mtime: d.attr.Mtime, ReadAhead: d.attr.ReadAhead},
+	}
+	if d.failed != nil {
+		r.Failed = text(d.failed.Error())
 	}
 	for _, g := range d.guards {
 		r.Guards = append(r.Guards, g.was)

@@ -230,6 +230,9 @@ func TestStates_Remove(t *testing.T) {
 				}
 				want += s
 			}
+			if c.live && !c.suspended {
+				add("old flush") // before the record goes
+			}
 			if c.inactive {
 				add("new close")
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 )
 
 // SuspendOptions are the flags of suspend and of the suspend inside resume.
@@ -34,6 +35,7 @@ func (d *Device) Suspend(ctx context.Context, o SuspendOptions) error {
 	if !o.Passing {
 		d.record()
 	}
+	step.At("suspend-recorded")
 	return nil
 }
 
@@ -64,6 +66,7 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 		}
 		return fmt.Errorf("suspend of %s: %w", d.Name(), err)
 	}
+	step.At("suspend-begun")
 	// The first flush runs beside the I/O, so that the second, which covers what
 	// was written meanwhile, is short.
 	if flush {
@@ -80,12 +83,14 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	if err != nil {
 		return undo(err, true)
 	}
+	step.At("suspend-drained")
 	d.mu.Lock()
 	d.suspended = true
 	d.mu.Unlock()
 	if t != nil {
 		t.postsuspend()
 	}
+	step.At("suspend-done")
 	d.report(EventSuspend, "")
 	return nil
 }
@@ -171,6 +176,7 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 	if err != nil {
 		return err
 	}
+	step.At("swap-live")
 	err = d.resume(true)
 	if old != nil {
 		if d.pruneGuards(old, next) {
@@ -179,6 +185,7 @@ func (d *Device) Resume(ctx context.Context, o SuspendOptions) error {
 		if cerr := old.destroy(ctx); cerr != nil {
 			d.m.log.WithField("device", d.Name()).WithError(cerr).Warn("closing the old table")
 		}
+		step.At("swap-old-closed")
 	}
 	return err
 }
@@ -205,7 +212,7 @@ func (d *Device) swap(ctx context.Context, next *table) (old *table, err error) 
 		}
 	}
 	d.mu.Lock()
-	d.problem = nil
+	d.problem, d.failed = nil, nil
 	d.mu.Unlock()
 	d.setLive(next, d.m.o.now())
 	return old, nil
@@ -236,14 +243,17 @@ func (d *Device) resume(swapped bool) error {
 		if err := d.recordAs(false); err != nil {
 			return fmt.Errorf("resume of %s: %w", d.Name(), err)
 		}
+		step.At("swap-recorded")
 	}
 	t.resume()
+	step.At("resume-done")
 	d.mu.Lock()
 	d.suspended = false
 	d.mu.Unlock()
 	d.noflush.Store(false)
 	d.clean.Store(false)
 	d.gate.open()
+	step.At("resume-open")
 	if !swapped {
 		d.record()
 	}
@@ -280,6 +290,7 @@ func (d *Device) load(ctx context.Context, lines []Line, readOnly, restoring boo
 		_ = t.destroy(ctx)
 		return err
 	}
+	step.At("load-built")
 	d.mu.Lock()
 	old := d.inactive
 	d.inactive, d.loaded = t, true
@@ -291,6 +302,7 @@ func (d *Device) load(ctx context.Context, lines []Line, readOnly, restoring boo
 		_ = t.destroy(ctx)
 		return err
 	}
+	step.At("load-recorded")
 	if old != nil {
 		_ = old.destroy(ctx)
 	}

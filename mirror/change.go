@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -105,12 +106,12 @@ func (m *mirror) onEach(mask uint32, c *change, off, n int64) (failed uint32, fi
 
 // timed does a change on one leg and notes how long it took if it was small.
 func (m *mirror) timed(c *change, l *leg, off, n int64) error {
-	if n > quickBytes {
-		return c.do(l, off, n)
-	}
 	begin := time.Now()
 	err := c.do(l, off, n)
-	l.haste.add(time.Since(begin))
+	if n <= quickBytes {
+		l.haste.add(time.Since(begin))
+	}
+	step.At("mirror-leg-written")
 	return err
 }
 

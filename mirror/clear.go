@@ -1,6 +1,10 @@
 package mirror
 
-import "time"
+import (
+	"time"
+
+	"github.com/dmfuse/dmfuse/internal/step"
+)
 
 // clearStep makes clean the regions that were idle for a moment, or all idle
 // ones, and says when there is more to do; below 0: when it is woken. The loop
@@ -16,8 +20,10 @@ func (m *mirror) clearStep(now time.Time, all bool) time.Duration {
 			return 0
 		}
 	}
+	step.At("mirror-flushed")
 	m.clean(regions)
 	_ = m.dirty.commit(m.dirty.all()) // the status says it, and the next write of the log tries again
+	step.At("mirror-cleared")
 	return 0
 }
 
@@ -91,5 +97,6 @@ func (m *mirror) sweepFailed(mask uint64, err error) {
 	m.inSync = false
 	m.loseWrittenLocked()
 	m.mu.Unlock()
+	m.saveMarks()
 	_ = m.dirty.commit(m.dirty.all())
 }

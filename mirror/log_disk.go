@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -60,6 +61,7 @@ func (l *dirtyLog) resumeDisk() error {
 		return readErr
 	}
 
+	step.At("mirror-log-read")
 	err := target.WriteLower(context.Background(), l.dev, image, 0, false)
 	flush := false
 	if err == nil {
@@ -77,6 +79,7 @@ func (l *dirtyLog) resumeDisk() error {
 		return err
 	}
 	l.durable = l.seq
+	step.At("mirror-log-resumed")
 	return readErr
 }
 

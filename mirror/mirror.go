@@ -89,6 +89,7 @@ var (
 	_ target.Extenter         = (*mirror)(nil)
 	_ target.Messager         = (*mirror)(nil)
 	_ target.Breaker          = (*mirror)(nil)
+	_ target.Rememberer       = (*mirror)(nil)
 	_ Reporter                = (*mirror)(nil)
 )
 
@@ -130,8 +131,11 @@ type mirror struct {
 	keepDirty    bool // a resync begins: no bit is set to clean
 	noted        bool // the note of regions was begun
 	cold         freezes
-	keep         *recorded // nil without the feature leg_record
-	scrub        *scrub    // the last one, nil if there was none
+
+	marks      sync.Mutex // one who records them at a time; taken before mu
+	savedMarks string     // guarded by marks, but for the time before the first resume
+	keep       *recorded  // nil without the feature leg_record
+	scrub      *scrub     // the last one, nil if there was none
 
 	loops *loops // nil while suspended
 }
@@ -158,6 +162,9 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 	m.dirty = newLog(Region((uint64(env.Length)+uint64(p.region)-1)/uint64(p.region)), word(env, p))
 	m.dirty.hooks = o.Hooks
 	if err := m.open(); err != nil {
+		return nil, err
+	}
+	if err := m.restoreMarks(); err != nil {
 		return nil, err
 	}
 	m.throttle = kcopyd.NewThrottle(100)

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/kcopyd"
 )
 
@@ -189,6 +190,7 @@ func (m *mirror) copyLocked(r *run) {
 	})
 	m.dirty.note.touch()
 	m.work.beginLocked(r, job, time.Now())
+	step.At("recovery-begun")
 	close(ready)
 }
 
@@ -200,6 +202,7 @@ func (m *mirror) kernelRule(r *run) bool {
 
 // copied is told how a copy ended.
 func (m *mirror) copied(r *run, readErr bool, writeErr uint64, job *kcopyd.Job) {
+	step.At("recovery-copied")
 	if m.keep != nil {
 		m.copiedRecorded(r, readErr, writeErr, job)
 		return
@@ -256,6 +259,7 @@ func (m *mirror) finishLocked(r *run, ok, tried bool) {
 			m.dirty.setSync(x, true)
 			e.state, e.seq, e.copied, e.done = stateDirty, m.dirty.last(), true, nil
 			m.idleLocked(x, e)
+			step.At("recovery-synced")
 		case tried && m.kernelRule(r):
 			m.dirty.setSync(x, true)
 			m.differs[x] = true // until the next resume its bit stays 0

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -64,7 +65,9 @@ func (m *mirror) issue(ctx context.Context, p piece, c *change) (again bool, err
 	if m.logStops(logErr) {
 		return m.failed(ctx, p, logErr, false)
 	}
+	step.At("mirror-marked")
 	mask, first := m.onEach(m.allLegs(), c, p.off, p.n)
+	step.At("mirror-written")
 	if mask == 0 {
 		m.leave(p)
 		return false, nil
@@ -133,6 +136,7 @@ func (m *mirror) failed(ctx context.Context, p piece, why error, issued bool) (a
 	// regions from being recovered.
 	m.leaveLocked(p)
 	m.mu.Unlock()
+	m.saveMarks()
 	return m.answer(ctx, why)
 }
 
@@ -179,6 +183,7 @@ func (m *mirror) Flush(ctx context.Context) error {
 				return nil
 			}
 			m.flushFailed(mask, err)
+			m.saveMarks()
 		}
 		if again, err := m.answer(ctx, err); !again {
 			return err

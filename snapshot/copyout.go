@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -132,6 +133,7 @@ func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to i
 		} else {
 			out = commitJobs(o.copyJobs(snaps, []outRange{{from, to}}))
 		}
+		step.At("copyout-saved")
 		if out.broken != nil {
 			return out.broken
 		}
@@ -231,6 +233,7 @@ func (j *outJob) short() error {
 // each, so that their barriers run side by side. It waits for its own units
 // only.
 func commitJobs(jobs []outJob) (out outcome) {
+	step.At("copyout-copied")
 	if len(jobs) == 1 && jobs[0].own != nil {
 		_ = jobs[0].s.finish(jobs[0].c, jobs[0].own, jobs[0].err) // is in the unit
 		return outcomeOf(jobs)

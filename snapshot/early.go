@@ -12,6 +12,7 @@ import (
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/internal/notefile"
+	"github.com/dmfuse/dmfuse/internal/step"
 )
 
 // Answer first: a write to the snapshot that gives chunks to it is answered when
@@ -182,6 +183,7 @@ func (s *snapshot) answer(c *core, u *unit) bool {
 			return false
 		}
 	}
+	step.At("note-put")
 	u.noted = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -411,6 +413,7 @@ func (s *snapshot) beginNote(c *core, batch []*unit) {
 	if err := n.begin(last.ticket + uint64(len(last.es))); err != nil {
 		s.giveUpNote(n, err)
 	}
+	step.At("note-begun")
 }
 
 // endNote writes what the store has after a commit. After a failure that is not

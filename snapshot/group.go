@@ -116,7 +116,7 @@ func NewGroup(o Options) *Group {
 // Types lists the target types whose targets find each other in this group.
 func (g *Group) Types() []target.Type {
 	return []target.Type{
-		{Name: "snapshot", Version: [3]uint32{1, 16, 0}, Usage: usageSnapshot, New: g.newSnapshot},
+		{Name: "snapshot", Version: [3]uint32{1, 16, 0}, Usage: usageSnapshot, Fragile: true, New: g.newSnapshot},
 		{Name: "snapshot-merge", Version: [3]uint32{1, 5, 0}, Usage: usageSnapshot, Mover: true, New: g.newMerge},
 		{Name: "snapshot-origin", Version: [3]uint32{1, 9, 0}, Usage: usageOrigin, New: g.newOrigin},
 	}

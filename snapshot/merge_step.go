@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/kcopyd"
 )
 
@@ -137,9 +138,11 @@ func (m *mergeTarget) merge(ctx context.Context, c *core, st *persistent, b *mer
 	if err := m.copyBack(ctx, m.copies, c, es); err != nil {
 		return err
 	}
+	step.At("merge-copied")
 	if err := m.flushOrigin(m.s.group.o.Hooks.NoMergeFlush); err != nil { // barrier: the data before the exceptions go
 		return err
 	}
+	step.At("merge-flushed")
 	if f := m.s.group.o.Hooks.amidMerge; f != nil {
 		f()
 	}
@@ -155,10 +158,12 @@ func (m *mergeTarget) merge(ctx context.Context, c *core, st *persistent, b *mer
 		if err := m.flushOrigin(m.s.group.o.Hooks.NoMergeAgainFlush); err != nil { // barrier: the same
 			return err
 		}
+		step.At("merge-copied-again")
 	}
 	if err := st.drop(m.s.cow, n); err != nil { // barrier: the exceptions before anybody writes
 		return fmt.Errorf("writing exceptions: %w", err)
 	}
+	step.At("merge-dropped")
 	m.s.mu.Lock()
 	st.forget(n)
 	m.s.mu.Unlock()
@@ -282,6 +287,7 @@ func (m *mergeTarget) waitPause(ctx context.Context) bool {
 }
 
 func (m *mergeTarget) finish() {
+	step.At("merge-finished")
 	if !m.finished.Swap(true) {
 		m.s.log().Info("the merge is finished: the origin has all of the snapshot")
 		m.notice("merge finished")

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -91,7 +92,9 @@ func (o *origin) changeOnce(ctx context.Context, from, to int64, do func() error
 	if err := o.copyOut(ctx, from, to); err != nil {
 		return err
 	}
-	return do()
+	err := do()
+	step.At("copyout-written")
+	return err
 }
 
 // Presuspend gives writes back that wait for room in a snapshot.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 )
 
 // maxPending is the number of chunks that may be in the making in one snapshot
@@ -254,7 +255,9 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 	}
 	done, err := s.record(c, es, batch)
 	if len(es) > 0 {
+		step.At("commit-recorded")
 		s.endNote(c, batch, done, err)
+		step.At("commit-noted")
 		s.tookTime(time.Since(begin))
 	}
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -163,8 +164,13 @@ func (s *persistent) create(cow blockdev.Device) error {
 			return err
 		}
 	}
+	step.At("create-store-zeroed")
 	s.clean = s.areaBytes()
-	return writeHeader(cow, s.header(1))
+	if err := writeHeader(cow, s.header(1)); err != nil {
+		return err
+	}
+	step.At("create-store-written")
+	return nil
 }
 
 // header is the header of the store.
@@ -225,6 +231,7 @@ func (s *persistent) commit(cow blockdev.Device, es []exception) (done int, err 
 // commitToArea commits exceptions that fit into the area. With data set there
 // may be data to be made durable before.
 func (s *persistent) commitToArea(cow blockdev.Device, es []exception, data bool) error {
+	step.At("commit-copied")
 	n, full := uint64(len(es)), s.committed+uint64(len(es)) == s.perArea
 	if s.hooks.NoAreaFlush && data {
 		if err := cow.Flush(); err != nil {
@@ -240,10 +247,13 @@ func (s *persistent) commitToArea(cow blockdev.Device, es []exception, data bool
 			return fmt.Errorf("%w: %w", errFlush, err)
 		}
 	}
+	step.At("commit-flushed")
 	if err := s.writeEntries(cow, es); err != nil { // barrier: exceptions before anybody is let through
 		return err
 	}
+	step.At("commit-written")
 	if full {
+		step.At("commit-area-full")
 		s.nextArea()
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -61,9 +62,11 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 		own, others, full := s.claim(c, c.chunkOf(off), c.chunkOf(off+n-1), false)
 		if own != nil {
 			err := s.fill(c, own, w, off, n)
+			step.At("commit-filled")
 			if err != nil || fua || !s.answer(c, own) {
 				err = s.finish(c, own, err)
 			}
+			step.At("commit-done")
 			if err != nil {
 				s.noteSpace(err)
 				if !outOfSpace(err) || !s.pauses() {

@@ -105,6 +105,13 @@ type Breaker interface {
 	Broken() bool
 }
 
+// Rememberer is a target that knows something which is not on its devices, and
+// that it must know after a restart: it is recorded with its table, and comes back
+// in [Env.Remembered]. A power cut forgets it.
+type Rememberer interface {
+	Remember() string
+}
+
 // BaseWatcher is a target that must know when a lower device that was promised
 // not to change was opened by a foreign writer.
 type BaseWatcher interface {

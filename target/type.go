@@ -27,6 +27,10 @@ type Type struct {
 	// at a restart, and stopped before them at the end.
 	Mover bool
 
+	// Fragile marks a type whose targets show something wrong once a lower device
+	// was written while they were not there (a snapshot, whose origin went on).
+	Fragile bool
+
 	// New makes a target from the words after the type name. On an error it
 	// has released everything it took, save lower devices opened with
 	// env.Open, which the table closes.
@@ -52,6 +56,10 @@ type Env struct {
 	// Broken says, while Restoring, that the target was [Breaker] when its table
 	// was last recorded.
 	Broken bool
+
+	// Remembered is, while Restoring, what the target was [Rememberer] of when its
+	// table was last recorded.
+	Remembered string
 
 	// Record writes the record that a restart is made from, durably enough for a
 	// kill. Nil: there is none. It may be called from any request, with no locks

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/kcopyd"
 	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/dmfuse/dmfuse/target"
@@ -42,6 +43,7 @@ func (m *merges) Begin(ctx context.Context, req control.MergeRequest) (control.M
 	if err := m.prepare(r, s, d, line, req.Throttle); err != nil {
 		return control.Merge{}, err
 	}
+	step.At("merge-prepared")
 	if _, err := m.apply(ctx, mergeSteps(s, d, line)); err != nil {
 		m.undo(r)
 		m.over(r, "")
@@ -50,6 +52,7 @@ func (m *merges) Begin(ctx context.Context, req control.MergeRequest) (control.M
 	if req.Throttle != "" { // where no sidecar said it
 		_, _ = d.Message(ctx, 0, []string{"throttle", req.Throttle})
 	}
+	step.At("merge-live")
 	r = m.begun(ctx, r)
 	m.log.WithFields(map[string]any{"device": d.Name(), "snapshot": r.Name}).Info("a merge begins")
 	d.Tell(mapper.EventTarget, "the merge of "+r.Name+" begins")
@@ -84,6 +87,7 @@ func (m *merges) prepare(r *mergeRecord, s, d *mapper.Device, line mapper.Line, 
 		return control.Errorf(control.CodeIO, "the record of the merge cannot be written: %v", err)
 	}
 	m.put(nil, r)
+	step.At("merge-planned")
 	var err error
 	if len(r.Guarded) > 0 { // the daemon is going to write the base
 		err = m.manager.EndGuards(r.Base)

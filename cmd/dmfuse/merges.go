@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/dmfuse/dmfuse/target"
@@ -230,6 +231,7 @@ func (m *merges) begun(ctx context.Context, r *mergeRecord) *mergeRecord {
 		m.put(r, &next)
 		r = &next
 	}
+	step.At("merge-begun")
 	s, ok := m.manager.BySerial(r.Snapshot)
 	if !ok || r.Snapshot == r.Device {
 		return r
@@ -253,12 +255,13 @@ func (m *merges) finish(ctx context.Context, r *mergeRecord, d *mapper.Device, l
 	case info.Suspended:
 		m.wait(r, "the device is suspended")
 		return
-	case info.Inactive:
+	case info.Inactive && !m.isPlain(d, line): // else it is ours, from before a kill
 		m.wait(r, "the device has an inactive table")
 		return
 	}
 	plain := mapper.Line{Length: line.Length, Type: "snapshot-origin", Args: line.Args[:1]}
 	err := d.Load(ctx, []mapper.Line{plain}, false)
+	step.At("merge-end-loaded")
 	if err == nil {
 		if err = d.Resume(ctx, mapper.SuspendOptions{}); err != nil {
 			err = errors.Join(err, d.Clear())
@@ -270,7 +273,14 @@ func (m *merges) finish(ctx context.Context, r *mergeRecord, d *mapper.Device, l
 		}
 		return
 	}
+	step.At("merge-replaced")
 	m.tidy(r, d, plain)
+}
+
+// isPlain says whether the inactive table is the one that the end of a merge loads.
+func (m *merges) isPlain(d *mapper.Device, merge mapper.Line) bool {
+	line, ok := onlyLine(d, true)
+	return ok && line.Type == "snapshot-origin" && line.Length == merge.Length && slices.Equal(line.Args, merge.Args[:1])
 }
 
 // wait notes why the end has to wait, and says it once.
@@ -288,6 +298,7 @@ func (m *merges) wait(r *mergeRecord, why string) {
 func (m *merges) tidy(r *mergeRecord, d *mapper.Device, line mapper.Line) {
 	text := "the merge of " + r.Name + " is done: this is a plain origin device again"
 	deleted, err := r.tidyStore(line.Args[0])
+	step.At("merge-tidied")
 	if err != nil {
 		m.log.WithError(err).WithField("cow", r.COW).Error("the COW of a merge is not tidied up")
 		text += "; " + err.Error()

@@ -283,16 +283,6 @@ func mergeKilledAt(t *testing.T, base bool, at int) (more bool) {
 		r.kill()
 		r.start()
 		r.merges.start(r.server.Apply)
-		loaded := at == begins+3 // by hand in this test, so it is in the way of the end
-		if loaded {
-			if line, ok := onlyLine(r.device(r.carrier()), true); !ok || line.Type != "snapshot-origin" {
-				t.Fatalf("the inactive table: %v", line)
-			}
-			if err := r.device(r.carrier()).Clear(); err != nil {
-				t.Fatal(err)
-			}
-			r.merges.settle(ctx) // else within some seconds
-		}
 		if at < begins {
 			if list := r.merges.list(); len(list) > 0 {
 				t.Errorf("a merge that had not begun is left: %+v", list)

@@ -189,6 +189,7 @@ type daemon struct {
 
 	worker    *keeper.Worker // nil without a keeper
 	held      *fs.Held       // with one
+	restoring *restoring     // with one, until the devices are there
 	lock      *os.File
 	set       *target.Set // see types
 	manager   *mapper.Manager
@@ -227,6 +228,11 @@ func (d *daemon) start() error {
 	}
 	if err := d.restore(); err != nil {
 		return err
+	}
+	if d.restoring != nil {
+		if err := d.restoring.end(); err != nil {
+			return err
+		}
 	}
 	if err := d.trial(); err != nil {
 		return err

@@ -48,6 +48,7 @@ func (s *session) applyMembers(ctx context.Context, all []member) (control.Apply
 		if ctx.Err() != nil && err != nil {
 			err = s.gaveUp(id, all, err)
 		}
+		r, err = s.ask(ctx, r, all, err)
 		return r, nil, s.explain(err, all)
 	}
 	limited, cancel := context.WithTimeout(ctx, all[0].o.freezeLimit)
@@ -57,6 +58,7 @@ func (s *session) applyMembers(ctx context.Context, all []member) (control.Apply
 		_ = z.thaw() // the daemon may wait for what is frozen
 		return r, z.mountPoints(), s.explain(s.gaveUp(id, all, err), all)
 	}
+	r, err = s.ask(ctx, r, all, err)
 	if terr := z.thaw(); terr != nil && err == nil {
 		err = s.takeBack(terr, namesOf(all)...)
 	}
@@ -182,6 +184,25 @@ func (s *session) gaveUp(id string, all []member, why error) error {
 		}
 	}
 	return s.takeBack(why, made...)
+}
+
+// ask finds out what became of snapshots when the daemon died over them: the next
+// one, if there is a keeper, has all of them or none.
+func (s *session) ask(ctx context.Context, r control.ApplyReply, all []member, why error) (control.ApplyReply, error) {
+	if errorCode(why) != control.CodeNoDaemon {
+		return r, why
+	}
+	for _, name := range namesOf(all) {
+		info, err := s.c.Info(ctx, control.ByName(name), false)
+		switch {
+		case errorCode(err) == control.CodeNotFound:
+			return r, errors.New("the daemon died over it, and another one goes on: try again")
+		case err != nil:
+			return r, why
+		}
+		r.Results = append(r.Results, control.StepResult{Device: &info})
+	}
+	return r, nil
 }
 
 // withUndo adds to an error what could not be taken back.

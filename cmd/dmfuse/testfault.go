@@ -14,6 +14,7 @@ import (
 // from DMFUSE_TEST_FAULT, one in each word:
 //
 //	no-resend               a worker does not ask for the requests of the one before
+//	late-note               snapshots that answer first do so before the note has it
 //	panic:NAME:OFFSET:FILE  a write at OFFSET of a device ends the process, while
 //	                        there is a FILE, which goes; always without one
 //	exit, hang              a worker that is an upgrade ends, or does nothing
@@ -25,6 +26,9 @@ type testFault []string
 func (d *daemon) testFault() testFault { return testFaultOf(d.env) }
 
 func testFaultOf(env func(string) string) testFault {
+	if env == nil { // a daemon without a process, in tests
+		return nil
+	}
 	return strings.Fields(env("DMFUSE_TEST_FAULT"))
 }
 

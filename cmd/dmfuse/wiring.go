@@ -9,6 +9,7 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/fs"
+	"github.com/dmfuse/dmfuse/keeper"
 	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
@@ -24,7 +25,7 @@ import (
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
 		notes := d.notes()
-		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: notes})
+		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: notes, Hooks: snapshot.Hooks{NoNoteRecord: d.testFault().has("late-note")}})
 		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log, Notes: mirror.Notes{Dir: notes.Dir, Boot: notes.Boot}}), clone.Types(clone.Options{}))...)
 	}
 	return d.set
@@ -61,16 +62,22 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 	if d.held != nil {
 		opens = d.held.Opens()
 	}
+	var restoring func(serial uint64, name string) error
+	if d.restoring != nil {
+		restoring = d.restoring.device
+	}
 	return mapper.New(mapper.Options{
-		Opens:    opens,
-		Types:    d.types(),
-		Pool:     pool,
-		Guard:    pool.Guard,
-		Log:      d.log,
-		Major:    d.o.major,
-		MountDir: d.o.mount,
-		StateDir: d.stateDir(),
-		Attr:     mapper.Attr{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())},
+		Opens:      opens,
+		Restoring:  restoring,
+		KeepFailed: d.worker != nil && d.worker.Why != keeper.First,
+		Types:      d.types(),
+		Pool:       pool,
+		Guard:      pool.Guard,
+		Log:        d.log,
+		Major:      d.o.major,
+		MountDir:   d.o.mount,
+		StateDir:   d.stateDir(),
+		Attr:       mapper.Attr{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())},
 	})
 }
 

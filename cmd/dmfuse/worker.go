@@ -35,6 +35,13 @@ func (d *daemon) inherit() error {
 	})
 	d.lock = d.worker.Lock
 	d.leftovers = stillThere(readLeftovers(leftoversFile(d.o.runDir)), nil)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.stateDir(), 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	d.restoring, err = d.beginRestoring()
 	return err
 }
 

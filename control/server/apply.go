@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/internal/step"
+	"github.com/dmfuse/dmfuse/mapper"
 	"github.com/sirupsen/logrus"
 )
 
@@ -62,7 +64,7 @@ func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.Apply
 	case <-ctx.Done():
 		return control.ApplyReply{}, ctx.Err()
 	}
-	run := &applyRun{s: s, all: steps, made: map[string]int{}}
+	run := &applyRun{s: s, all: steps, batch: s.opts.Manager.Batch(), made: map[string]int{}}
 	run.reply.Results = []control.StepResult{} // an empty list, not null
 	defer run.close(ctx)
 	for i := 0; i < len(steps); {
@@ -78,8 +80,12 @@ func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.Apply
 			return run.reply, err
 		}
 		i += n
+		step.At("apply-step")
 	}
 	run.finished = true
+	if err := run.batch.End(); err != nil {
+		s.log.WithError(err).Error("a daemon that dies now does not bring back what was made")
+	}
 	return run.reply, nil
 }
 
@@ -87,6 +93,7 @@ func (s *Server) Apply(ctx context.Context, steps []control.Step) (control.Apply
 type applyRun struct {
 	s        *Server
 	all      []control.Step
+	batch    *mapper.Batch // of what is made
 	reply    control.ApplyReply
 	undos    []*undo
 	made     map[string]int // minors of the devices made by this apply
@@ -98,7 +105,7 @@ type applyRun struct {
 // mode is how step i of the request is done. A suspend passes when all that the
 // request does to the device afterwards is to resume it.
 func (a *applyRun) mode(i int, st control.Step) stepMode {
-	m := stepMode{undoable: !a.isMade(st.Name)}
+	m := stepMode{batch: a.batch, undoable: !a.isMade(st.Name)}
 	for _, later := range a.all[i+1:] {
 		if st.Op == control.OpSuspend && st.Name != "" && later.Name == st.Name {
 			m.passing = later.Op == control.OpResume
@@ -213,6 +220,9 @@ func (a *applyRun) undoAll(ctx context.Context) string {
 			left = append(left, fmt.Sprintf("%s: %v", a.undos[i].what, err))
 			a.s.log.WithFields(logrus.Fields{"step": a.undos[i].what}).WithError(err).Error("a step could not be undone")
 		}
+	}
+	if err := a.batch.End(); err != nil {
+		left = append(left, err.Error())
 	}
 	if a.stands != "" {
 		left = append(left, a.stands+" and the steps before it stand")

@@ -21,8 +21,9 @@ type undo struct {
 
 // stepMode says how a step is done.
 type stepMode struct {
-	undoable bool // note how to take it back
-	passing  bool // a suspend that a later step of the same request ends
+	batch    *mapper.Batch // of a device that is made; nil: of its own
+	undoable bool          // note how to take it back
+	passing  bool          // a suspend that a later step of the same request ends
 }
 
 // step does one step; if undoable it notes how to take it back. The undo may
@@ -33,7 +34,7 @@ func (s *Server) step(ctx context.Context, st control.Step, mode stepMode) (cont
 		return control.StepResult{}, nil, err
 	}
 	if st.Op == control.OpCreate {
-		return s.create(st)
+		return s.create(st, mode.batch)
 	}
 	d, err := s.device(st.Key)
 	if err != nil {
@@ -83,12 +84,16 @@ func (s *Server) change(ctx context.Context, d *mapper.Device, st control.Step, 
 	return nil, control.Errorf(control.CodeInvalid, "there is no operation %q", st.Op)
 }
 
-func (s *Server) create(st control.Step) (control.StepResult, *undo, error) {
+func (s *Server) create(st control.Step, batch *mapper.Batch) (control.StepResult, *undo, error) {
 	minor := -1
 	if st.Minor != nil {
 		minor = *st.Minor
 	}
-	d, err := s.opts.Manager.Create(st.Name, st.NewUUID, minor)
+	create := s.opts.Manager.Create
+	if batch != nil {
+		create = batch.Create
+	}
+	d, err := create(st.Name, st.NewUUID, minor)
 	if err != nil {
 		return control.StepResult{}, nil, err
 	}

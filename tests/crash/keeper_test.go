@@ -22,19 +22,20 @@ import (
 // clients are programs that use devices again and again, none of which may see
 // an error.
 type clients struct {
-	t    *testing.T
-	d    *harness.Daemon
-	stop atomic.Bool
-	errs chan error
-	n    int
-	runs []*atomic.Int32
+	t     *testing.T
+	d     *harness.Daemon
+	stop  atomic.Bool
+	errs  chan error
+	n     int
+	names []string
+	runs  []*atomic.Int32
 }
 
 // repeat runs a client until stop; once at least.
 func (c *clients) repeat(name string, run func() error) {
 	c.n++
 	count := new(atomic.Int32)
-	c.runs = append(c.runs, count)
+	c.runs, c.names = append(c.runs, count), append(c.names, name)
 	go func() {
 		for {
 			if err := run(); err != nil {
@@ -87,7 +88,7 @@ func (c *clients) fio(name, bs, size string) {
 
 // files copies a tree onto a file system and compares it.
 func (c *clients) files(dir string) {
-	from := filepath.Join(c.d.Dir, "tree")
+	from := dir + "-tree"
 	for i := range 20 {
 		if err := os.MkdirAll(filepath.Join(from, strconv.Itoa(i%4)), 0o755); err != nil {
 			c.t.Fatal(err)
@@ -98,7 +99,7 @@ func (c *clients) files(dir string) {
 		}
 	}
 	to := filepath.Join(dir, "copy")
-	c.repeat("copies", func() error {
+	c.repeat("copies "+filepath.Base(dir), func() error {
 		for _, args := range [][]string{{"cp", "-r", from, to}, {"sync", "-f", to}, {"diff", "-r", from, to}, {"rm", "-r", to}} {
 			if err := command(args...); err != nil {
 				return err

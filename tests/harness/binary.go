@@ -13,11 +13,13 @@ import (
 // takes about ten times as long.
 func Race() bool { return raceBuild }
 
-var built struct {
+type build struct {
 	once sync.Once
 	path string
 	err  error
 }
+
+var built, builtSteps build
 
 // Binary builds the program, once in a run, and returns its path. Beside it is
 // the link "dmsetup". DMFUSE_BIN names one to use instead.
@@ -26,21 +28,33 @@ func Binary(t testing.TB) string {
 	if bin := os.Getenv("DMFUSE_BIN"); bin != "" {
 		return bin
 	}
-	built.once.Do(func() { built.path, built.err = buildBinary(t) })
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return built.path
+	return built.in(t, "test")
 }
 
-// buildBinary builds into bin/test of the repository, where go build finds what
-// is up to date. A lock keeps the suites of one "go test" apart.
-func buildBinary(t testing.TB) (string, error) {
+// StepsBinary is [Binary] for a program that dies where a test wants, see package
+// internal/step.
+func StepsBinary(t testing.TB) string {
+	t.Helper()
+	return builtSteps.in(t, "steps", "-tags", "steps")
+}
+
+func (b *build) in(t testing.TB, dir string, flags ...string) string {
+	t.Helper()
+	b.once.Do(func() { b.path, b.err = buildBinary(t, dir, flags) })
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return b.path
+}
+
+// buildBinary builds into a folder in bin of the repository, where go build finds
+// what is up to date. A lock keeps the suites of one "go test" apart.
+func buildBinary(t testing.TB, folder string, flags []string) (string, error) {
 	root := moduleRoot(t)
-	dir, mode, cgo := filepath.Join(root, "bin", "test"), "dmfuse", "CGO_ENABLED=0"
-	args := []string{"go", "build"}
+	dir, mode, cgo := filepath.Join(root, "bin", folder), "dmfuse", "CGO_ENABLED=0"
+	args := append([]string{"go", "build"}, flags...)
 	if raceBuild {
-		dir, cgo, args = filepath.Join(root, "bin", "race"), "CGO_ENABLED=1", append(args, "-race")
+		dir, cgo, args = dir+"-race", "CGO_ENABLED=1", append(args, "-race")
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err

@@ -88,6 +88,12 @@ func (d *Daemon) watchDeadline() {
 // SetArgs has the next daemon started with other flags of serve.
 func (d *Daemon) SetArgs(args ...string) { d.args = args }
 
+// UseBinary has the daemon, and the commands that talk to it, run another program.
+func (d *Daemon) UseBinary(path string) { d.bin = path }
+
+// Binary is the program of the daemon.
+func (d *Daemon) Binary() string { return d.bin }
+
 // Start is New with a daemon running.
 func Start(t testing.TB, args ...string) *Daemon {
 	t.Helper()
