@@ -74,6 +74,7 @@ func (s *snapshot) Discard(ctx context.Context, off, n int64) error {
 // of the COW device: whole chunks are zeroed, parts are passed on. A device
 // that takes no discard zeroes them too, as a loop device would.
 func (s *snapshot) discardMapped(ctx context.Context, c *core, pos, at, m int64) error {
+	s.spoilSums(c, c.chunkOf(pos), c.chunkOf(pos+m-1))
 	for m > 0 {
 		k := min(m, c.offset(c.chunkOf(pos)+1)-pos)
 		if k == c.bytes() {

@@ -178,7 +178,7 @@ func (s *snapshot) answer(c *core, u *unit) bool {
 		return false
 	}
 	if !s.group.o.Hooks.NoNoteRecord {
-		if err := n.put(u.ticket, u.es); err != nil {
+		if err := n.put(u.ticket, u.es, u.sums[:]); err != nil {
 			s.giveUpNote(n, err)
 			return false
 		}
@@ -369,6 +369,29 @@ func (s *snapshot) uncommittedIn(first, last Chunk) bool {
 	return false
 }
 
+// spoilSums is called before chunks that have an exception are written to: what the
+// note says of their data counts no more.
+func (s *snapshot) spoilSums(c *core, first, last Chunk) {
+	n := c.note.Load()
+	if n == nil || s.uncommitted.Load() == 0 || s.group.o.Hooks.NoNoteForget {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for at := first; at <= last; at++ {
+		u := s.pending[at]
+		if u == nil || !u.answered {
+			continue
+		}
+		for i := range min(len(u.es), len(u.sums)) {
+			if u.es[i].old == at && u.sums[i] != 0 {
+				u.sums[i] = 0
+				_ = n.forget(u.ticket + uint64(i)) // a note that is broken off says nothing
+			}
+		}
+	}
+}
+
 // endAnsweredLocked notes the end of a unit that was answered. What is lost of it
 // is told to the next flush.
 func (s *snapshot) endAnsweredLocked(u *unit) {
@@ -403,7 +426,7 @@ func (s *snapshot) beginNote(c *core, batch []*unit) {
 		if u.noted || u.gone != nil || !n.holds(u.ticket, len(u.es)) {
 			continue
 		}
-		if err := n.put(u.ticket, u.es); err != nil {
+		if err := n.put(u.ticket, u.es, nil); err != nil {
 			s.giveUpNote(n, err)
 			return
 		}

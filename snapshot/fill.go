@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"hash/crc32"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 )
@@ -12,15 +13,32 @@ import (
 // where the COW device is known to be zero. Filling has begun and takes no
 // context.
 func (s *snapshot) fill(c *core, own *unit, w payload, off, n int64) error {
+	sums := own.sums[:]
+	if c.note.Load() == nil || c.bytes() > sumBytes {
+		sums = nil
+	}
 	for es := own.es; len(es) > 0; {
 		k := inRow(es)
-		if err := s.fillRun(c, es[0], k, w, off, n); err != nil {
+		if err := s.fillRun(c, es[0], k, w, off, n, sums); err != nil {
 			return err
 		}
-		es = es[k:]
+		es, sums = es[k:], sums[min(k, len(sums)):]
 	}
 	return nil
 }
+
+// sumBytes is the largest chunk whose data is summed for the note.
+const sumBytes = 64 << 10
+
+// sumChunks sums the data of chunks, as far as it is wanted.
+func sumChunks(sums []uint32, k int, data []byte, chunk int64) {
+	for i := range min(k, len(sums)) {
+		sums[i] = sumData(data[int64(i)*chunk : min(int64(i+1)*chunk, int64(len(data)))])
+	}
+}
+
+// sumData is never 0, which says that a sum is not known.
+func sumData(b []byte) uint32 { return max(1, crc32.Checksum(b, castagnoli)) }
 
 // inRow is the number of exceptions at the start of es that are consecutive on
 // both sides.
@@ -34,7 +52,8 @@ func inRow(es []exception) int {
 
 // fillRun fills k chunks in a row. The request covers [off, off+n); of the run
 // only its first chunk can reach before that and only its last one behind.
-func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64) error {
+// sums takes the sums of the first of them.
+func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64, sums []uint32) error {
 	start, end := c.offset(e.old), c.offset(e.old+Chunk(k))
 	from, to := max(start, off), min(end, off+n)
 	end = s.sourceEnd(end) // the rest of a short last chunk keeps what it has
@@ -47,11 +66,14 @@ func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64)
 			return nil
 		}
 		c.work.data.Add(to - from)
+		if w.p != nil {
+			sumChunks(sums, k, w.p[from-off:][:end-start], c.bytes())
+		}
 		return w.write(ctx, s.cow, base+from, from-off, to-from, false)
 	}
 	c.work.data.Add(end - start)
 	if w.p != nil && s.copier.small(end-start) {
-		return s.merge(w.p[from-off:to-off], start, end, from, base)
+		return s.merge(w.p[from-off:to-off], start, end, from, base, func(b []byte) { sumChunks(sums, k, b, c.bytes()) })
 	}
 	// The data around the request is copied by whole sectors; what the first
 	// and the last copy take too much is then written over.
@@ -76,7 +98,7 @@ func (s *snapshot) fillRun(c *core, e exception, k int, w payload, off, n int64)
 
 // merge writes the bytes [start, end) of the snapshot to the COW device in one
 // piece: those of the origin with p at from.
-func (s *snapshot) merge(p []byte, start, end, from, base int64) error {
+func (s *snapshot) merge(p []byte, start, end, from, base int64, see func([]byte)) error {
 	bp := inlineBufs.Get().(*[]byte)
 	defer inlineBufs.Put(bp)
 	b := (*bp)[:end-start]
@@ -92,6 +114,7 @@ func (s *snapshot) merge(p []byte, start, end, from, base int64) error {
 			return err
 		}
 	}
+	see(b)
 	return writeAll(s.cow, b, base+start, false)
 }
 

@@ -48,6 +48,8 @@ type Hooks struct {
 	NoNoteRecord  bool // writes are answered first without a record in the note
 	NoNoteCommit  bool // exceptions that were answered first count for the origin
 	NoNoteSession bool // a note is good whatever the mark on the store says
+	NoNoteData    bool // a note is good whatever the chunks hold
+	NoNoteForget  bool // what the note says of a chunk stays when that is written to
 
 	amidMerge func() // called when a step has copied and writes do not wait yet
 }

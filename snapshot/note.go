@@ -50,7 +50,8 @@ import (
 //	 8    8 old chunk
 //	16    8 new chunk
 //	24    4 CRC-32C of the session and the 24 bytes before it
-//	28    4 0
+//	28    4 CRC-32C of the chunk's data, as it was answered; 0: not known, or
+//	        written to since. In no other sum
 //
 // Tickets count the chunks allotted, in the order of the log. A record whose sum
 // is wrong, whose ticket is below the base or does not belong to its place, is
@@ -214,7 +215,9 @@ func (n *note) holds(ticket uint64, k int) bool { return ticket+uint64(k) <= n.l
 
 // put writes the records of exceptions with tickets in a row. Nobody else writes
 // to their places.
-func (n *note) put(ticket uint64, es []exception) error {
+//
+// sums are those of the data of the first of them.
+func (n *note) put(ticket uint64, es []exception, sums []uint32) error {
 	return n.guard(func() {
 		for i, e := range es {
 			t := ticket + uint64(i)
@@ -224,11 +227,25 @@ func (n *note) put(ticket uint64, es []exception) error {
 			binary.LittleEndian.PutUint64(w[16:], uint64(e.new))
 			sum := crc32.Update(n.seed, castagnoli, w[:24])
 			b := n.place(t)
+			data := uint32(0)
+			if i < len(sums) {
+				data = sums[i]
+			}
+			binary.LittleEndian.PutUint32(b[28:], data)
+			n.step()
 			copy(b, w[:24])
 			n.step()
 			binary.LittleEndian.PutUint32(b[24:], sum)
 			n.step()
 		}
+	})
+}
+
+// forget takes back what a record says of the data of its chunk.
+func (n *note) forget(ticket uint64) error {
+	return n.guard(func() {
+		binary.LittleEndian.PutUint32(n.place(ticket)[28:], 0)
+		n.step()
 	})
 }
 
@@ -280,6 +297,7 @@ type noted struct {
 type ticketed struct {
 	ticket uint64
 	exception
+	data uint32 // sum of the chunk; 0: not known
 }
 
 // readNote reads the bytes of a note. Whether it fits a store is not its matter.
@@ -308,7 +326,7 @@ func readNote(b []byte) (n noted, err error) {
 		}
 		n.records = append(n.records, ticketed{t, exception{
 			Chunk(binary.LittleEndian.Uint64(w[8:])), Chunk(binary.LittleEndian.Uint64(w[16:])),
-		}})
+		}, binary.LittleEndian.Uint32(w[28:])})
 	}
 	slices.SortFunc(n.records, func(a, b ticketed) int { return int(int64(a.ticket - b.ticket)) })
 	return n, nil
@@ -317,7 +335,7 @@ func readNote(b []byte) (n noted, err error) {
 // left is the exceptions that a store with count entries of checksum sum still
 // lacks. The store is that of the base or, where it was killed in the midst of a
 // commit, has the first of the records as well.
-func (n noted) left(count uint64, sum uint32) ([]exception, error) {
+func (n noted) left(count uint64, sum uint32) ([]ticketed, error) {
 	want, k := n.base.sum, 0
 	for have := n.base.count; have < count; have++ {
 		if k == len(n.records) || n.records[k].ticket >= n.base.end {
@@ -334,9 +352,5 @@ func (n noted) left(count uint64, sum uint32) ([]exception, error) {
 	case want != sum:
 		return nil, fmt.Errorf("%w: the store has other entries than when the note was written", blockdev.ErrInvalid)
 	}
-	var es []exception
-	for _, r := range n.records[k:] {
-		es = append(es, r.exception)
-	}
-	return es, nil
+	return n.records[k:], nil
 }

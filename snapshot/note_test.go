@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +50,7 @@ func TestNote_Torn(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = n.rebase(10, 3, 77)
-	_ = n.put(10, []exception{{5, 6}, {7, 8}})
+	_ = n.put(10, []exception{{5, 6}, {7, 8}}, nil)
 	want := []exception{{5, 6}, {7, 8}}
 	check := func(what string, b []byte, atMost int) {
 		t.Helper()
@@ -65,7 +66,7 @@ func TestNote_Torn(t *testing.T) {
 			t.Fatalf("%s: %v", what, es)
 		}
 		for _, e := range es {
-			if e != want[0] && e != want[1] {
+			if e.exception != want[0] && e.exception != want[1] {
 				t.Fatalf("%s: %v", what, es)
 			}
 		}
@@ -87,7 +88,7 @@ func TestNote_Torn(t *testing.T) {
 	old := append([]byte(nil), mem...)
 	_ = n.rebase(10+noteSlots, 3, 77)
 	before := append([]byte(nil), mem...)
-	_ = n.put(10+noteSlots, want[:1])
+	_ = n.put(10+noteSlots, want[:1], nil)
 	at := noteAt + 10*noteRecord
 	for k := range 28 {
 		b := append([]byte(nil), before...)
@@ -231,7 +232,7 @@ func TestNote_TwoRunDirectories(t *testing.T) {
 	}
 
 	// Without the mark the first note would bring the second one's data.
-	_, tb = back.restart(t, Hooks{NoNoteSession: true})
+	_, tb = back.restart(t, Hooks{NoNoteSession: true, NoNoteData: true})
 	if err := tb.check(9, 96, 8); err == nil {
 		t.Error("nothing of the second daemon expected")
 	}
@@ -280,6 +281,58 @@ func TestNote_UsedByTheKernel(t *testing.T) {
 		s.devs["c"] = content(t, cow)
 		l, tb := s.restart(t, Hooks{})
 		wantVoid(t, l, tb, "entries")
+		tb.close()
+	}
+}
+
+// TestNote_OlderCopy: somebody copied an older state of the COW over it, in place and
+// with the same list: the note would name chunks with other data. What was written
+// to a chunk after it was answered is no such thing.
+func TestNote_OlderCopy(t *testing.T) {
+	s := afterKill(t)
+	at := newLayout(8).offset(3) // the first that the note has
+	if string(s.devs["c"][at:at+512]) != string(devtest.Pattern(2, 32, 1)) {
+		t.Fatal("the chunk is elsewhere")
+	}
+	whole := s.devs["c"]
+	s.devs["c"] = slices.Clone(whole)
+	clear(s.devs["c"][at+4000 : at+4096])
+	l, tb := s.restart(t, Hooks{})
+	wantVoid(t, l, tb, "other data")
+	tb.want(1, 48, 8)
+	tb.close()
+	_, tb = s.restart(t, Hooks{NoNoteData: true})
+	if tb.check(2, 32, 8) == nil || tb.check(1, 32, 8) == nil {
+		t.Error("the test shows nothing")
+	}
+	tb.close()
+
+	s.devs["c"] = whole
+	for _, hooks := range []Hooks{{}, {NoNoteForget: true}} {
+		l, o := s.lab(t, hooks, nil)
+		tb := l.live(lazyLine, restoring)
+		tb.mustWrite(5, 96, 8)
+		tb.mustWrite(6, 105, 3) // around it the origin is copied
+		tb.mustWrite(7, 98, 2)
+		tb.mustWrite(8, 104, 1)
+		if err := tb.snap().Zero(context.Background(), blockdev.Sector(107).Bytes(), 512, true); err != nil {
+			t.Fatal(err)
+		}
+		tb.wantAnswered(2)
+		again := take(t, l, o)
+		tb.close()
+		l, tb = again.restart(t, Hooks{})
+		if noticed := strings.Contains(l.logs.String(), "other data"); noticed != hooks.NoNoteForget {
+			t.Errorf("%+v: %s", hooks, &l.logs)
+		}
+		if !hooks.NoNoteForget {
+			tb.want(5, 96, 2)
+			tb.want(7, 98, 2)
+			tb.want(8, 104, 1)
+			tb.want(6, 105, 2)
+			tb.want(1, 108, 4)
+			tb.want(2, 32, 8)
+		}
 		tb.close()
 	}
 }

@@ -36,7 +36,15 @@ type unit struct {
 	lead  chan struct{} // tells the owner, who waits, to commit; capacity 1; set with ready
 
 	one [1]exception // of es, if it is the only one
+
+	// sums are those of the data of the first chunks, for the note; 0: not known. Of
+	// the owner until it is answered, then guarded by mu of the snapshot.
+	sums [sumsMax]uint32
 }
+
+// sumsMax is how many chunks of a request have a sum in the note. Enough, as a COW
+// file that was replaced lacks them all.
+const sumsMax = 8
 
 // newUnit is an empty unit with room for n exceptions.
 func newUnit(origin bool, n int) *unit {

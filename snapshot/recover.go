@@ -151,19 +151,32 @@ func (s *snapshot) fits(n noted, cow string, want noteID, st *persistent, t *exc
 	case session != n.id.mark():
 		return nil, fmt.Errorf("%w: the store was used since", blockdev.ErrInvalid)
 	}
-	es, err := n.left(st.entries(), st.sum)
+	left, err := n.left(st.entries(), st.sum)
 	if err != nil {
 		return nil, err
 	}
+	var es []exception
 	old, new := map[Chunk]bool{}, map[Chunk]bool{}
 	chunks := st.chunksIn(s.cow.Size())
 	origin := Chunk((s.size() + st.bytes() - 1) >> st.shift)
-	for _, e := range es {
+	buf := make([]byte, min(st.bytes(), sumBytes))
+	for _, r := range left {
+		e := r.exception
 		_, _, had := t.find(e.old)
 		if had || old[e.old] || new[e.new] || e.old >= origin || e.new >= chunks || e.new < st.nextFree || st.isArea(e.new) {
 			return nil, fmt.Errorf("%w: the note has chunk %d at chunk %d of the COW device, which cannot be", blockdev.ErrInvalid, e.old, e.new)
 		}
 		old[e.old], new[e.new] = true, true
+		if r.data != 0 && st.bytes() <= sumBytes && !s.group.o.Hooks.NoNoteData {
+			b := buf[:s.sourceEnd(st.offset(e.old+1))-st.offset(e.old)]
+			if err := readFull(s.cow, b, st.offset(e.new)); err != nil {
+				return nil, err
+			}
+			if sumData(b) != r.data {
+				return nil, fmt.Errorf("%w: chunk %d holds other data than was answered: another file was copied over the store", blockdev.ErrInvalid, e.old)
+			}
+		}
+		es = append(es, e)
 	}
 	return es, nil
 }

@@ -135,6 +135,7 @@ func (s *snapshot) writeMapped(ctx context.Context, c *core, w payload, off, n i
 		if !ok {
 			return ErrInvalidSnapshot
 		}
+		s.spoilSums(c, c.chunkOf(pos), c.chunkOf(pos+m-1))
 		if err := w.write(ctx, s.cow, at, pos-off, m, fua); err != nil {
 			return err
 		}
