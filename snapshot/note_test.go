@@ -387,6 +387,45 @@ func TestNote_OtherBootOrStore(t *testing.T) {
 	}
 }
 
+// endingHost is looked at when a mark was removed.
+type endingHost struct {
+	*memHost
+	ended func()
+}
+
+func (h endingHost) removeSession(path string) error {
+	err := h.memHost.removeSession(path)
+	h.ended()
+	return err
+}
+
+// TestNote_KilledWhenTaken: the daemon that took the note is killed between what it
+// does to mark and note. Nothing is missing, and nothing says so.
+func TestNote_KilledWhenTaken(t *testing.T) {
+	s := afterKill(t)
+	l, o := s.lab(t, Hooks{}, nil)
+	var states []killState
+	mem := o.host.(*memHost)
+	plain := o
+	o.host = endingHost{mem, func() { states = append(states, take(t, l, plain)) }}
+	l.group = NewGroup(Options{Notes: o})
+	tb := l.live(lazyLine, restoring)
+	tb.close()
+	if len(states) == 0 || len(states[0].note) != 1 || len(states[0].host.sessions) != 0 {
+		t.Fatalf("%d states: this shows nothing", len(states))
+	}
+	l, tb = states[0].restart(t, Hooks{})
+	tb.want(2, 32, 8)
+	tb.want(2, 48, 8)
+	if err := tb.Flush(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if log := l.logs.String(); strings.Contains(log, "lost") || strings.Contains(log, "does not count") {
+		t.Error(log)
+	}
+	tb.close()
+}
+
 // TestNote_Gone: the state directory went with its container. The snapshot is as
 // after a power cut.
 func TestNote_Gone(t *testing.T) {

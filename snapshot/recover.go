@@ -28,20 +28,21 @@ func (s *snapshot) takeNote(st *persistent, usable bool, t *exceptions) error {
 		if s.env.Restoring && usable {
 			failed = s.applyNote(note, path, noteID{boot: bootMark(s.group.o.Notes.Boot), dev: dev, inode: inode, chunk: uint32(st.chunk)}, st, t)
 		}
-		if failed == nil {
-			if err := os.Remove(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				s.log().WithError(err).Warn("a note that is of no more use stays")
-			}
-		}
 	}
 	if failed != nil {
 		return failed
 	}
+	// The mark first: with it and without a note something would seem to be missing.
 	if err := h.removeSession(path); err != nil {
 		if !s.env.Restoring {
 			return err
 		}
 		s.log().WithError(err).Error("the mark of a session stays on the store")
+	}
+	if s.group.o.Notes.Dir != "" {
+		if err := os.Remove(s.group.o.Notes.path(dev, inode)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log().WithError(err).Warn("a note that is of no more use stays")
+		}
 	}
 	return nil
 }
@@ -76,7 +77,12 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 	if len(es) == 0 {
 		return nil
 	}
-	if err := s.beginRecovery(file, n); err != nil {
+	x, err := s.openRecovery(file, n)
+	if err == nil {
+		defer func() { _ = x.file.(mapped).f.Unmap() }()
+		err = x.begin(n.records[len(n.records)-1].ticket + 1)
+	}
+	if err != nil {
 		s.log().WithError(err).Warn("the note does not say what is on its way into the store; it is committed all the same")
 	}
 	for _, e := range es {
@@ -88,6 +94,9 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 		return fmt.Errorf("committing what the note has: %w", err)
 	}
 	t.insert(es)
+	if x != nil { // nothing is missed when the mark goes before the note
+		_ = x.rebase(n.records[len(n.records)-1].ticket+1, st.entries(), st.sum)
+	}
 	s.log().Infof("%d chunks that were answered before the kill are committed", len(es))
 	return nil
 }
@@ -110,21 +119,17 @@ func (s *snapshot) missNote(cow string) {
 	s.log().WithError(s.early.lost).Error("writes of the last moment before the kill may be lost")
 }
 
-// beginRecovery says in the note that all of it is on its way into the store.
-func (s *snapshot) beginRecovery(file string, n noted) error {
+// openRecovery maps a note that was read, so that what becomes of it can be noted.
+func (s *snapshot) openRecovery(file string, n noted) (*note, error) {
 	f, err := notefile.Open(file, noteBytes)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	x := &note{file: mapped{f}, mem: f.Bytes(), id: n.id, seed: n.id.seed(), base: n.base}
 	if watch := s.group.o.Notes.watch; watch != nil {
 		x.stepped = func() { watch(x.mem) }
 	}
-	err = x.begin(n.records[len(n.records)-1].ticket + 1)
-	if uerr := f.Unmap(); err == nil {
-		err = uerr
-	}
-	return err
+	return x, nil
 }
 
 // canWrite tells whether a device is open for writing, as far as it says.
