@@ -23,6 +23,9 @@ type Options struct {
 	CopyPages int
 	// Notes says where the exceptions of writes that are answered first stand.
 	Notes Notes
+	// TransientDir is where the exceptions of transient stores stand for the next
+	// worker of the same daemon; empty: in memory only.
+	TransientDir string
 	// MergeBytes is the most that one step of a merge takes; 0: as much as is quick.
 	MergeBytes int64
 	// Hooks break the rules of the package on purpose. For tests only.

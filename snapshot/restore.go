@@ -45,8 +45,16 @@ func (s *snapshot) tryRestore(lost error) error {
 	switch {
 	case lost != nil:
 		return lost
-	case !s.params.persistent:
+	case !s.params.persistent && s.group.o.TransientDir == "":
 		return errors.New("a transient store does not outlive the daemon")
+	case !s.params.persistent && s.env.Broken:
+		return errors.New("the snapshot was invalid before the restart")
+	case !s.params.persistent:
+		err := s.takeTransient()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errors.New("a transient store does not outlive the daemon")
+		}
+		return err
 	}
 	mark := s.sidecarMark()
 	if err := s.checkMerging(); err != nil {

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -194,7 +195,7 @@ func (s *snapshot) open(lost error) (err error) {
 	case s.params.persistent:
 		err = s.openStore(true)
 	default:
-		s.setCore(&transient{layout: newLayout(s.params.chunk)}, &exceptions{})
+		err = s.makeTransient()
 	}
 	if err != nil {
 		return fmt.Errorf("COW device %s: %w", s.cow.Name(), err)
@@ -230,6 +231,34 @@ func (s *snapshot) openStore(create bool) error {
 	}
 	s.setCore(st, t)
 	return nil
+}
+
+// makeTransient makes an empty store in memory.
+func (s *snapshot) makeTransient() error {
+	st := &transient{layout: newLayout(s.params.chunk)}
+	if dir := s.group.o.TransientDir; dir != "" {
+		var err error
+		if st.kept, err = makeTable(dir, s.tableID(), s.log()); err != nil {
+			return err
+		}
+	}
+	s.setCore(st, &exceptions{})
+	return nil
+}
+
+// takeTransient goes on with the store in memory of the worker before.
+func (s *snapshot) takeTransient() (err error) {
+	st, t := &transient{layout: newLayout(s.params.chunk)}, &exceptions{}
+	chunks, origin := st.chunksIn(s.cow.Size()), st.originChunks(blockdev.SectorsIn(s.source.Size()))
+	if st.kept, st.next, err = takeTable(s.group.o.TransientDir, s.tableID(), chunks, origin, t, s.log()); err != nil {
+		return err
+	}
+	s.setCore(st, t)
+	return nil
+}
+
+func (s *snapshot) tableID() tableID {
+	return tableID{chunk: s.params.chunk, origin: s.source.ID(), cow: s.cow.ID()}
 }
 
 func (s *snapshot) setCore(st store, t *exceptions) {
@@ -321,6 +350,9 @@ func (s *snapshot) Close() error {
 	}
 	s.space.work.Wait()
 	err := s.copier.close()
+	if c := s.core.Load(); c != nil && !s.params.persistent {
+		err = errors.Join(err, c.store.invalidate(s.cow)) // nobody goes on with it
+	}
 	if rerr := s.o.release(); err == nil {
 		err = rerr
 	}

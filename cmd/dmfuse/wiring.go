@@ -24,9 +24,13 @@ import (
 // origins to their snapshots.
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
-		notes := d.notes()
-		origins := snapshot.NewGroup(snapshot.Options{Log: d.log, Notes: notes, Hooks: snapshot.Hooks{NoNoteRecord: d.testFault().has("late-note")}})
-		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirror.Types(mirror.Options{Log: d.log, Notes: mirror.Notes{Dir: notes.Dir, Boot: notes.Boot}}), clone.Types(clone.Options{}))...)
+		o := snapshot.Options{Log: d.log, Notes: d.notes(), Hooks: snapshot.Hooks{NoNoteRecord: d.testFault().has("late-note")}}
+		if d.worker != nil {
+			o.TransientDir = d.stateDir()
+		}
+		origins := snapshot.NewGroup(o)
+		mirrors := mirror.Types(mirror.Options{Log: d.log, Notes: mirror.Notes{Dir: o.Notes.Dir, Boot: o.Notes.Boot}})
+		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirrors, clone.Types(clone.Options{}))...)
 	}
 	return d.set
 }
