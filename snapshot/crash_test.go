@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -86,11 +87,12 @@ type crashPlan struct {
 	run    func(r *crashRun)
 	fault  func(l *lab)
 	hooks  Hooks
-	lazy   bool // writes are answered first
+	lazy   bool   // writes are answered first
+	store  string // P if empty
 }
 
 func (p crashPlan) line(name string) string {
-	return fmt.Sprintf("0 %d snapshot o cow-%s P %d", uint64(p.size), name, p.chunks[name])
+	return fmt.Sprintf("0 %d snapshot o cow-%s %s %d", uint64(p.size), name, cmp.Or(p.store, "P"), p.chunks[name])
 }
 
 // names are the snapshots in a fixed order.

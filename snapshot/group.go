@@ -54,6 +54,8 @@ type Hooks struct {
 	NoNoteData    bool // a note is good whatever the chunks hold
 	NoNoteForget  bool // what the note says of a chunk stays when that is written to
 
+	NoTableRecord bool // exceptions of transient stores do not get into the table for the next worker
+
 	amidMerge func() // called when a step has copied and writes do not wait yet
 }
 

@@ -241,6 +241,9 @@ func (s *snapshot) makeTransient() error {
 		if st.kept, err = makeTable(dir, s.tableID(), s.log()); err != nil {
 			return err
 		}
+		if st.kept != nil {
+			st.kept.forgets = s.group.o.Hooks.NoTableRecord
+		}
 	}
 	s.setCore(st, &exceptions{})
 	return nil

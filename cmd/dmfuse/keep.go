@@ -15,6 +15,7 @@ import (
 
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/keeper"
+	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
@@ -103,6 +104,9 @@ func (k *kept) take() error {
 	}
 	if k.takeStored() {
 		return nil
+	}
+	if err := snapshot.DropTables(filepath.Join(k.o.runDir, "state")); err != nil {
+		return fmt.Errorf("what a daemon before left: %w", err)
 	}
 	if _, err := collectLeftovers(k.o.mount, leftoversFile(k.o.runDir)); err != nil {
 		return err

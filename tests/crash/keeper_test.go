@@ -126,6 +126,7 @@ func (c *clients) devices() {
 	d.Must("create", "snap", "--table", fmt.Sprintf("0 %d snapshot %s %s P 16", sectors, base, d.Image("snap.cow", 64<<20)))
 	d.Must("policy", "snap", "commit=lazy")
 	d.Must("create", "watch", "--table", fmt.Sprintf("0 %d snapshot %s %s P 8", sectors, base, d.Image("watch.cow", 64<<20)))
+	d.Must("create", "trans", "--table", fmt.Sprintf("0 %d snapshot %s %s N 8", sectors, base, d.Image("trans.cow", 64<<20)))
 	d.Must("create", "org", "--table", fmt.Sprintf("0 %d snapshot-origin %s", sectors, base))
 	d.Must("create", "mir", "--table", fmt.Sprintf("0 %d mirror disk 2 %s 128 2 %s 0 %s 0", sectors, d.Image("log", 4<<20), d.Image("leg0", sectors*512), d.Image("leg1", sectors*512)))
 	d.Must("create", "fs", "--table", fmt.Sprintf("0 %d linear %s 0", 2*sectors, d.Image("fs.img", 2*sectors*512)))
@@ -138,6 +139,7 @@ func (c *clients) start() (loop, dir string) {
 	dir = harness.Mount(t, d.Dir, loop, "ext4", "")
 	c.files(dir)
 	c.fio("snap", "4k", "4m")
+	c.fio("trans", "4k", "4m")
 	c.fio("org", "4k", "4m")
 	c.fio("mir", "1m", "16m")
 	return loop, dir
@@ -169,12 +171,15 @@ func TestWorkerKilled(t *testing.T) {
 	}
 	harness.Umount(t, dir)
 	harness.Detach(t, loop)
-	for _, name := range []string{"snap", "org", "mir", "fs"} {
+	for _, name := range []string{"snap", "trans", "org", "mir", "fs"} {
 		harness.Eventually(t, 10*time.Second, name+" is closed", func() bool {
 			return strings.Contains(c.d.Must("info", name, "-c", "-o", "open", "--noheadings"), "0")
 		})
 	}
 	harness.Fsck(t, "ext4", c.d.Dev("fs"))
+	if got := c.d.Must("status", "trans"); strings.Contains(got, "Invalid") {
+		t.Errorf("the transient snapshot: %s", got)
+	}
 	c.d.Stop()
 	for name, chunk := range map[string]int{"snap.cow": 16, "watch.cow": 8} {
 		if _, err := cowfile.Read(readFile(t, c.d.Path(name)), chunk); err != nil {
