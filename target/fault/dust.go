@@ -18,6 +18,7 @@ var (
 	_ target.Extenter      = (*dust)(nil)
 	_ target.Messager      = (*dust)(nil)
 	_ target.DeviceFlusher = (*dust)(nil)
+	_ target.Rememberer    = (*dust)(nil)
 )
 
 const dustUsage = "<device> <start sector> <block bytes>"
@@ -32,6 +33,7 @@ type dust struct {
 	begin  int64 // first byte of the segment on the mapped device
 	block  int64 // bytes
 	logger logrus.FieldLogger
+	record func()
 
 	mu      sync.Mutex
 	bad     map[uint64]uint8 // how many more writes fail, by number of the block
@@ -63,7 +65,13 @@ func newDust(env *target.Env, args []string) (target.Target, error) {
 		// The kernel's target does not pass the error of opening on.
 		return nil, fmt.Errorf("%w: %w", blockdev.ErrInvalid, err)
 	}
-	return &dust{place: p, begin: env.Start.Bytes(), block: int64(block), logger: env.Log, bad: map[uint64]uint8{}}, nil
+	d := &dust{place: p, begin: env.Start.Bytes(), block: int64(block), logger: env.Log, record: env.Record, bad: map[uint64]uint8{}}
+	if env.Remembered != "" {
+		if err := d.restore(env.Remembered); err != nil {
+			d.logger.WithError(err).Error("the list of bad blocks is lost, and the device is in bypass mode")
+		}
+	}
+	return d, nil
 }
 
 // piece is the part of a request that is judged as one: it ends where a block of
@@ -75,26 +83,27 @@ func (d *dust) piece(off, n int64) (length int64, block uint64) {
 }
 
 // passes judges a piece of a request: one to a bad block fails; a write to it
-// takes it off the list once it has failed often enough.
-func (d *dust) passes(block uint64, write bool) bool {
+// takes it off the list once it has failed often enough. Changed says that the list
+// is another one now.
+func (d *dust) passes(block uint64, write bool) (ok, changed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	left, bad := d.bad[block]
 	if !d.enabled || !bad {
-		return true
+		return true, false
 	}
 	if !write {
-		return false
+		return false, false
 	}
 	if left > 0 {
 		d.bad[block] = left - 1
-		return false
+		return false, true
 	}
 	delete(d.bad, block)
 	if !d.quiet {
 		d.logger.WithField("block", block).Info("a bad block is good after a write")
 	}
-	return true
+	return true, true
 }
 
 // minds tells whether requests have to be judged at all.
@@ -105,7 +114,8 @@ func (d *dust) minds() bool {
 }
 
 // runs judges a range piece by piece and calls do for the runs that pass. It
-// goes on after a bad piece: each is a request of its own.
+// goes on after a bad piece: each is a request of its own. A list that it has
+// changed is recorded before the request is answered.
 func (d *dust) runs(off, n int64, write bool, do func(off, n int64) error) (first error) {
 	if !d.minds() {
 		return do(off, n)
@@ -118,10 +128,12 @@ func (d *dust) runs(off, n int64, write bool, do func(off, n int64) error) (firs
 			first = err
 		}
 	}
-	from, end := off, off+n
+	from, end, changed := off, off+n, false
 	for off < end {
 		length, block := d.piece(off, end-off)
-		if !d.passes(block, write) {
+		ok, other := d.passes(block, write)
+		changed = changed || other
+		if !ok {
 			run(from, off)
 			if first == nil {
 				first = fmt.Errorf("%w: block %d of a dust device is bad", blockdev.ErrIO, block)
@@ -131,6 +143,9 @@ func (d *dust) runs(off, n int64, write bool, do func(off, n int64) error) (firs
 		off += length
 	}
 	run(from, end)
+	if changed {
+		d.save()
+	}
 	return first
 }
 

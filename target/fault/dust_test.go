@@ -52,6 +52,58 @@ func say(t *testing.T, tgt target.Target, message, want string) {
 	}
 }
 
+// What is recorded is what a restart finds; each change is recorded before it is
+// answered, that of a write, too.
+func TestDust_OutlivesAKill(t *testing.T) {
+	l := newLab(t, 64, "a")
+	records := 0
+	l.env.Record = func() { records++ }
+	d := l.make(Dust(), "a 0 512")
+	recorded := func(what, want string) {
+		t.Helper()
+		if got := d.(target.Rememberer).Remember(); got != want || records != 1 {
+			t.Errorf("%s: %q, recorded %d times; want %q, once", what, got, records, want)
+		}
+		records = 0
+	}
+	for _, m := range [][2]string{
+		{"quiet", "quiet"}, {"enable", "enabled quiet"}, {"quiet", "enabled"}, {"addbadblock 7", "enabled 7"},
+		{"addbadblock 8", "enabled 7-8"}, {"addbadblock 9 2", "enabled 7-8 9:2"}, {"addbadblock 10 2", "enabled 7-8 9-10:2"},
+		{"addbadblock 64 255", "enabled 7-8 9-10:2 64:255"}, {"removebadblock 8", "enabled 7 9-10:2 64:255"},
+	} {
+		say(t, d, m[0], "")
+		recorded(m[0], m[1])
+	}
+	for _, m := range []string{"addbadblock 7", "removebadblock 8", "nosuch"} {
+		say(t, d, m, "EINVAL")
+	}
+	if err := d.Read(context.Background(), make([]byte, 512), 7*512); blockdev.Kind(err) != blockdev.ErrIO || records != 0 {
+		t.Errorf("a read of a bad block: %v, recorded %d times", err, records)
+	}
+	_ = d.Write(context.Background(), make([]byte, 4*512), 7*512, false)
+	recorded("a write to bad blocks", "enabled 9-10:1 64:255")
+
+	again := func(text string) string {
+		l := newLab(t, 64, "a")
+		l.env.Restoring, l.env.Remembered = true, text
+		return l.make(Dust(), "a 0 512").(target.Rememberer).Remember()
+	}
+	for _, text := range []string{"", "quiet", "enabled 9-10:1 64:255", "0-64"} {
+		if got := again(text); got != text {
+			t.Errorf("recorded %q, found %q", text, got)
+		}
+	}
+	for _, text := range []string{
+		"enabled 65", "enabled 7 x", "7:256", "7:", "8-7", "-1", "7-", "7-8-9", "0-18446744073709551615", "\xff\x00", "enabled\x00",
+	} {
+		if got := again(text); got != "" {
+			t.Errorf("damaged record %q: found %q, want nothing", text, got)
+		}
+	}
+	say(t, d, "clearbadblocks", "dust_clear_badblocks: badblocks cleared")
+	recorded("clearbadblocks", "enabled")
+}
+
 func TestDust_Messages(t *testing.T) {
 	d := newLab(t, 64, "a").make(Dust(), "a 0 1024")
 	for _, m := range [][2]string{

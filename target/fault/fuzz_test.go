@@ -51,3 +51,20 @@ func FuzzFeatures(f *testing.F) {
 	f.Add("1 error_writes")
 	f.Fuzz(func(_ *testing.T, line string) { _, _ = parseFeatures(target.NewArgs(strings.Fields(line))) })
 }
+
+// FuzzDustRecord: any record of a dust device is refused, or found again as it was
+// understood.
+func FuzzDustRecord(f *testing.F) {
+	f.Add("enabled quiet 7 9-10:2 64:255")
+	f.Add("0-18446744073709551615")
+	f.Fuzz(func(t *testing.T, text string) {
+		l := newLab(t, 64, "a")
+		a, b := l.make(Dust(), "a 0 512").(*dust), l.make(Dust(), "a 0 512").(*dust)
+		if a.restore(text) != nil {
+			return
+		}
+		if err := b.restore(a.Remember()); err != nil || a.Remember() != b.Remember() {
+			t.Fatalf("%q: %q, then %q, %v", text, a.Remember(), b.Remember(), err)
+		}
+	})
+}
