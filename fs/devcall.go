@@ -42,6 +42,8 @@ type call struct {
 	n   int    // its length
 	out []byte // answer; data at outHeader
 
+	slot int32 // of a reader, in the list of requests under way; or noSlot
+
 	waiter
 }
 
@@ -91,7 +93,7 @@ func (l *devLoop) answerNow(c *call) bool {
 		return false
 	}
 	if l.held != nil {
-		t, _ := l.held.flight.enter(h.Unique, h.NodeId, h.Opcode)
+		t, _ := l.held.flight.enter(c.slot, h.Unique, h.NodeId, h.Opcode)
 		defer t.leave()
 	}
 	n, code, ok := c.now(h.Opcode)

@@ -57,7 +57,7 @@ func (s *calls) buffer(n int) *buffer {
 func (s *calls) begin(l *devLoop, fd, in, out int) *call {
 	c, ok := s.idle.Get().(*call)
 	if !ok {
-		c = new(call)
+		c = &call{slot: noSlot}
 	}
 	c.l, c.fd, c.bufs = l, fd, [2]*buffer{s.buffer(in), s.buffer(out)}
 	c.in, c.out = c.bufs[0].behind(writeHeader), c.bufs[1].behind(outHeader)

@@ -125,6 +125,7 @@ func (l *devLoop) Serve() {
 		if l.held != nil {
 			c.bufs[0] = l.populated[i]
 			c.in = c.bufs[0].behind(writeHeader)
+			c.slot = l.held.flight.keep()
 		}
 		go l.read(c)
 	}

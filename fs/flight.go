@@ -81,12 +81,33 @@ func newFlight(mem []byte, crashed bool) *flight {
 type ticket struct {
 	f    *flight
 	slot int32 // -1: there was no room
+	kept bool  // the slot is that of a reader
 	solo *solo
 }
 
-// enter puts a request into the list before anything is done for it. Deaths is
-// how many servers died with it.
-func (f *flight) enter(unique, node uint64, op uint32) (t ticket, deaths int) {
+// noSlot is what calls have that keep none.
+const noSlot = -1
+
+// keep takes a slot out of the list for good, for a reader, whose requests come one
+// after the other; noSlot if there is no room.
+func (f *flight) keep() int32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.free) == 0 {
+		return noSlot
+	}
+	slot := f.free[len(f.free)-1]
+	f.free = f.free[:len(f.free)-1]
+	return slot
+}
+
+// enter puts a request into the list before anything is done for it, in the slot
+// that is kept for it if there is one. Deaths is how many servers died with it.
+func (f *flight) enter(kept int32, unique, node uint64, op uint32) (t ticket, deaths int) {
+	if kept != noSlot && unique&resent == 0 {
+		f.slots[kept].put(unique, node, op)
+		return ticket{f: f, slot: kept, kept: true}, 0
+	}
 	f.mu.Lock()
 	slot, again := int32(-1), false
 	if unique&resent != 0 {
@@ -113,11 +134,21 @@ func (f *flight) enter(unique, node uint64, op uint32) (t ticket, deaths int) {
 		}
 		s.state.Store(state)
 	} else {
-		s.node.Store(node)
-		s.state.Store(uint64(op & flightOp))
-		s.unique.Store(unique &^ resent)
+		s.put(unique&^resent, node, op)
 	}
 	return ticket{f: f, slot: slot}, deaths
+}
+
+// put makes the slot that of a request. What it says already is not written once
+// more, which takes as long as all the rest.
+func (s *flightSlot) put(unique, node uint64, op uint32) {
+	if s.node.Load() != node {
+		s.node.Store(node)
+	}
+	if state := uint64(op & flightOp); s.state.Load() != state {
+		s.state.Store(state)
+	}
+	s.unique.Store(unique)
 }
 
 // alone waits until no other suspect runs; its wait is not held against it.
@@ -137,6 +168,9 @@ func (t *ticket) leave() {
 		return
 	}
 	t.f.slots[t.slot].unique.Store(0)
+	if t.kept {
+		return
+	}
 	t.f.mu.Lock()
 	t.f.free = append(t.f.free, t.slot)
 	t.f.mu.Unlock()
@@ -173,7 +207,7 @@ func (l *devLoop) guarded(c *call) {
 		l.answer(c)
 		return
 	}
-	t, deaths := l.held.flight.enter(h.Unique, h.NodeId, h.Opcode)
+	t, deaths := l.held.flight.enter(c.slot, h.Unique, h.NodeId, h.Opcode)
 	defer t.leave()
 	switch {
 	case deaths >= maxDeaths:
