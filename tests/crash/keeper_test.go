@@ -196,24 +196,31 @@ func TestWorkerKilled_NoticesWithoutResend(t *testing.T) {
 	c := kept(t)
 	c.d.ServeEnv = []string{"DMFUSE_TEST_FAULT=no-resend"}
 	c.d.Start()
-	// With a delay there is always something that was read and not answered.
-	c.d.Must("create", "slow", "--table", fmt.Sprintf("0 32768 delay %s 0 20", c.d.Image("slow.img", 16<<20)))
-	c.fio("slow", "4k", "1m")
-	rounds := c.runs[0]
-	stuck := func() bool {
-		before := rounds.Load()
-		return !harness.Poll(3*time.Second, func() bool { return rounds.Load() > before })
-	}
-	rng := harness.Rand(harness.Seed(t))
-	harness.Eventually(t, time.Minute, "a request hangs", func() bool {
-		time.Sleep(time.Duration(100+rng.IntN(300)) * time.Millisecond) // sleep: fio has begun, and the moment is random
+	c.d.Must("create", "slow", "--table", fmt.Sprintf("0 32768 delay %s 0 3000", c.d.Image("slow.img", 16<<20)))
+	write := make(chan error, 1)
+	hangs := func() bool {
+		go func() {
+			write <- command("dd", "if=/dev/zero", "of="+c.d.Dev("slow"), "bs=4k", "count=1", "oflag=direct", "conv=notrunc")
+		}()
+		harness.Eventually(t, 20*time.Second, "it is open", func() bool {
+			return strings.TrimSpace(c.d.Must("info", "slow", "-c", "-o", "open", "--noheadings")) == "1"
+		})
+		time.Sleep(300 * time.Millisecond) // sleep: the write comes behind the open, and takes ten times as long
 		c.d.KillWorker(syscall.SIGKILL)
-		return stuck()
-	})
-	c.stop.Store(true)
+		select {
+		case err := <-write: // it was not sent yet
+			t.Logf("a write ended: %v", err)
+			return false
+		case <-time.After(10 * time.Second):
+			return true
+		}
+	}
+	if !hangs() && !hangs() && !hangs() {
+		t.Fatal("no request of a dead worker hangs")
+	}
 	c.d.Kill()
-	if err := <-c.errs; err == nil {
-		t.Error("fio ended well")
+	if err := <-write; err == nil {
+		t.Error("the write that hung ended well")
 	}
 }
 
