@@ -51,6 +51,9 @@
 //     those of rules 3 and 4.
 //  9. A throttle with a rate counts a byte once, when it is read or left to the
 //     file system; holes count nothing.
+//  10. A throttle gives way: for 5 ms after a request that somebody waits for
+//     ([Throttle.Came]) one I/O is issued at a time, with pauses of twice its
+//     length (yield.go).
 //
 // # Limits
 //

@@ -22,14 +22,17 @@ const (
 
 // Throttle limits the share of wall-clock time in which at least one I/O of
 // the clients that share it is in flight (struct dm_kcopyd_throttle, kernel:
-// dm-kcopyd.c), or the bytes they deal with in a second, or both. Any client may
+// dm-kcopyd.c), or the bytes they deal with in a second, or both; and it gives way
+// to requests that somebody waits for ([Throttle.Came]). Any client may
 // share it, and others with [Throttle.Begin]; all methods may be called
 // concurrently.
 type Throttle struct {
+	came  atomic.Uint64 // requests that copies give way to
 	mu    sync.Mutex
 	start time.Time // ticks count from here
 	share share
 	pace  pace
+	yield yield
 }
 
 // NewThrottle returns a throttle with a share in percent; see [Throttle.Set].
@@ -70,6 +73,10 @@ func (t *Throttle) Rate() int64 {
 	return t.pace.rate
 }
 
+// Came says that a request came that somebody waits for: for some milliseconds
+// copies give way to it and to those that follow.
+func (t *Throttle) Came() { t.came.Add(1) }
+
 // Begin waits until an I/O of n bytes that no client does may be issued, and
 // counts it. [Throttle.End] must follow, unless there is an error, which is that
 // of the context.
@@ -79,8 +86,9 @@ func (t *Throttle) Begin(ctx context.Context, n int64) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for sleeps := 0; ; sleeps++ {
-		d := t.waitLocked(n, sleeps)
+	w := waited{begun: t.now()}
+	for {
+		d := t.waitLocked(n, &w)
 		if d == 0 {
 			break
 		}
@@ -96,8 +104,14 @@ func (t *Throttle) Begin(ctx context.Context, n int64) error {
 			return err
 		}
 	}
-	t.share.jobs++
+	t.beginLocked()
 	return nil
+}
+
+// beginLocked counts an I/O.
+func (t *Throttle) beginLocked() {
+	t.yield.begin(t.share.jobs, t.now())
+	t.share.jobs++
 }
 
 // End counts the end of what [Throttle.Begin] began.
@@ -109,10 +123,10 @@ func (t *Throttle) now() int64 { return int64(time.Since(t.start) / tick) }
 func (t *Throttle) tryBegin() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.share.percent < 100 || t.pace.rate > 0 {
+	if t.share.percent < 100 || t.pace.rate > 0 || t.yield.wait(t.came.Load(), t.share.jobs, t.now()) > 0 {
 		return false
 	}
-	t.share.jobs++
+	t.beginLocked()
 	return true
 }
 
@@ -121,8 +135,9 @@ func (t *Throttle) tryBegin() bool {
 func (t *Throttle) begin(n int64, hurry *atomic.Bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for sleeps := 0; ; sleeps++ {
-		d := t.waitLocked(n, sleeps)
+	w := waited{begun: t.now()}
+	for {
+		d := t.waitLocked(n, &w)
 		if d == 0 || hurry.Load() {
 			break
 		}
@@ -130,15 +145,25 @@ func (t *Throttle) begin(n int64, hurry *atomic.Bool) {
 		time.Sleep(d)
 		t.mu.Lock()
 	}
-	t.share.jobs++
+	t.beginLocked()
+}
+
+// waited is what an I/O has waited for so far.
+type waited struct {
+	begun  int64
+	sleeps int // for the share
 }
 
 // waitLocked is how long to sleep before looking again, 0 when an I/O of n bytes
-// may be issued, which is counted in the pace then. The share keeps nobody
+// may be issued, which is counted in the pace then. Share and requests keep nobody
 // waiting for more than a second, the pace does.
-func (t *Throttle) waitLocked(n int64, sleeps int) time.Duration {
+func (t *Throttle) waitLocked(n int64, w *waited) time.Duration {
 	now := t.now()
-	if t.share.mustWait(now) && sleeps < maxSleeps {
+	if left := t.yield.wait(t.came.Load(), t.share.jobs, now); left > 0 && now-w.begun < second {
+		return time.Duration(left) * tick
+	}
+	if t.share.mustWait(now) && w.sleeps < maxSleeps {
+		w.sleeps++
 		return sleepTime
 	}
 	if n == 0 {
@@ -158,7 +183,10 @@ func (t *Throttle) end() {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.share.end(t.now())
+	now := t.now()
+	if t.share.end(now); t.share.jobs == 0 {
+		t.yield.end(now)
+	}
 }
 
 // giveBack forgets n bytes of an I/O that did nothing.

@@ -85,6 +85,7 @@ func (m *mirror) readLeg(off int64, in bool) *leg {
 }
 
 func (m *mirror) readFrom(ctx context.Context, l *leg, p []byte, off int64) error {
+	m.throttle.Came()
 	l.reads.Add(1)
 	defer l.reads.Add(-1)
 	err := target.ReadLower(ctx, l.dev, p, l.offset+off)

@@ -32,6 +32,7 @@ func (m *mirror) Zero(ctx context.Context, off, n int64, unmap bool) error {
 
 // update does a change, region by region where their states differ.
 func (m *mirror) update(ctx context.Context, off, n int64, c *change) error {
+	m.throttle.Came()
 	for n > 0 {
 		p, err := m.enter(ctx, off, n)
 		if err != nil {

@@ -84,6 +84,7 @@ func (m *mergeTarget) plain() bool { return m.s.health.invalid.Load() }
 // Read takes each run of chunks from where it is. A chunk that is merged
 // meanwhile is the same in both places until somebody writes to it.
 func (m *mergeTarget) Read(ctx context.Context, p []byte, off int64) error {
+	m.throttle.Came()
 	c := m.s.core.Load()
 	if m.plain() {
 		if m.lost {
@@ -118,6 +119,7 @@ func (m *mergeTarget) Zero(ctx context.Context, off, n int64, unmap bool) error 
 }
 
 func (m *mergeTarget) write(ctx context.Context, w payload, off, n int64, fua bool) error {
+	m.throttle.Came()
 	if m.s.env.ReadOnly {
 		return blockdev.ErrReadOnly
 	}

@@ -1,0 +1,75 @@
+package kcopyd
+
+import (
+	"testing"
+	"time"
+)
+
+func TestYield(t *testing.T) {
+	const ms = int64(time.Millisecond / tick)
+	var y yield
+	if w := y.wait(0, 5, 100*ms); w != 0 {
+		t.Errorf("nobody came: waits for %d", w)
+	}
+	if w := y.wait(1, 1, 100*ms); w != look {
+		t.Errorf("beside another I/O: waits for %d", w)
+	}
+	if w := y.wait(1, 1, 100*ms+quiet-1); w != look {
+		t.Errorf("a moment after a request: waits for %d", w)
+	}
+	if w := y.wait(1, 1, 100*ms+quiet); w != 0 {
+		t.Errorf("when none has come for a while: waits for %d", w)
+	}
+	// Each I/O is followed by a pause; short ones are added up.
+	at := 200 * ms
+	if w := y.wait(2, 0, at); w != 0 {
+		t.Errorf("the first I/O waits for %d", w)
+	}
+	y.begin(0, at)
+	y.end(at + ms/4)
+	if w := y.wait(3, 0, at+ms/4); w != 0 {
+		t.Errorf("waits for %d after a short one", w)
+	}
+	y.begin(0, at+ms/4)
+	y.end(at + 3*ms/4)
+	if w := y.wait(4, 0, at+3*ms/4); w != 3*ms/2 {
+		t.Errorf("waits for %d after two, expected %d", w, 3*ms/2)
+	}
+	y.begin(0, at)
+	y.end(at + 3000*ms)
+	if w := y.wait(5, 0, at+3000*ms); w != longestPause {
+		t.Errorf("waits for %d after a very long one", w)
+	}
+}
+
+// While requests come copies take about a third of the time, one at a time; they
+// are never shut out, and go at full speed afterwards.
+func TestThrottle_GivesWay(t *testing.T) {
+	th := NewThrottle(100)
+	th.Came()
+	if !th.tryBegin() {
+		t.Fatal("the first I/O has to wait")
+	}
+	if th.tryBegin() {
+		t.Error("two at a time while somebody waits")
+	}
+	time.Sleep(2 * time.Millisecond)
+	th.Came()
+	th.end()
+	if th.tryBegin() {
+		t.Error("no pause")
+	}
+	if err := th.Begin(t.Context(), 4096); err != nil { // after the pause
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	for time.Since(begin) < time.Duration(quiet)*tick { // no sleep: the limit is a time
+		time.Sleep(time.Millisecond)
+	}
+	if !th.tryBegin() || !th.tryBegin() {
+		t.Error("copies give way to nobody")
+	}
+	for range 3 {
+		th.End()
+	}
+}
