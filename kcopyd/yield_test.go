@@ -53,7 +53,7 @@ func TestThrottle_GivesWay(t *testing.T) {
 	if th.tryBegin() {
 		t.Error("two at a time while somebody waits")
 	}
-	time.Sleep(2 * time.Millisecond)
+	time.Sleep(2 * time.Millisecond) // sleep: the I/O takes this long
 	th.Came()
 	th.end()
 	if th.tryBegin() {
@@ -63,8 +63,8 @@ func TestThrottle_GivesWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	for time.Since(begin) < time.Duration(quiet)*tick { // no sleep: the limit is a time
-		time.Sleep(time.Millisecond)
+	for time.Since(begin) < time.Duration(quiet)*tick {
+		time.Sleep(time.Millisecond) // sleep: the limit is a time
 	}
 	if !th.tryBegin() || !th.tryBegin() {
 		t.Error("copies give way to nobody")
