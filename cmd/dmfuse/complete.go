@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dmfuse/dmfuse/control"
 	"github.com/spf13/cobra"
 )
 
@@ -16,6 +17,11 @@ import (
 func addCompletion(a *app, root *cobra.Command) {
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
+		for name, values := range flagValues {
+			if c.Flags().Lookup(name) != nil {
+				_ = c.RegisterFlagCompletionFunc(name, oneOf(values)) // fails only for a flag that is not there, or twice
+			}
+		}
 		if c.Runnable() && c.ValidArgsFunction == nil && !c.HasAvailableSubCommands() {
 			c.ValidArgsFunction = a.completeWords(usageWords(c.Use))
 		}
@@ -36,6 +42,7 @@ const (
 	either                    // a device or a file
 	ruleWord                  // a word of a fault rule
 	ruleID                    // the number of a fault rule of the device named before
+	policyWord                // KEY=VALUE: a policy of the device named before
 )
 
 // usageWord is a word of a usage line; one that repeats stands for the rest.
@@ -48,8 +55,24 @@ type usageWord struct {
 var argKinds = map[string]argKind{
 	"NAME": deviceName, "OTHER": deviceName, "device": deviceName,
 	"FILE": fileName, "COW": fileName, "DIR": fileName, "table_file": fileName, "LOG": fileName,
-	"RULE": ruleWord, "N": ruleID,
+	"RULE": ruleWord, "N": ruleID, "KEY=VALUE": policyWord,
 	"ORIGIN": either, "LEG": either, "OLD": either, "NEW": either, "DEV": either, "TARGET": either,
+}
+
+// flagValues are the flags that take one of a few words. It is never changed.
+var flagValues = map[string][]string{
+	"format":    {"ranges", "raw"},
+	"overflow":  {"grow", "pause", "readonly", "invalidate"},
+	"transport": {"auto", "uring", "dev", "gofuse"},
+	"log-level": {"error", "warning", "info", "debug", "trace"},
+}
+
+// policyValues are the policies that take one of a few words. It is never changed.
+var policyValues = map[string][]string{
+	"overflow":     flagValues["overflow"],
+	"commit":       {"lazy", "strict"},
+	"paused":       {"yes", "no"},
+	"read-balance": {"load", "default"},
 }
 
 // makes are the verbs whose NAME is that of a device that is not there yet.
@@ -91,6 +114,14 @@ func (a *app) completeWords(words []usageWord) cobra.CompletionFunc {
 	}
 }
 
+// oneOf proposes some words.
+func oneOf(words []string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+		fits := slices.DeleteFunc(slices.Clone(words), func(w string) bool { return !strings.HasPrefix(w, word) })
+		return fits, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 // proposals are what can stand there, whatever was typed of it.
 func (a *app) proposals(words []usageWord) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
@@ -107,9 +138,11 @@ func (a *app) proposals(words []usageWord) cobra.CompletionFunc {
 		}
 		switch kind {
 		case deviceName:
-			return a.deviceNames(cmd.Context(), args), cobra.ShellCompDirectiveNoFileComp
+			return a.deviceNames(cmd.Context(), args, typesOf(cmd)), cobra.ShellCompDirectiveNoFileComp
+		case policyWord:
+			return a.policyWords(cmd.Context(), args, word)
 		case either:
-			return a.deviceNames(cmd.Context(), args), cobra.ShellCompDirectiveDefault
+			return a.deviceNames(cmd.Context(), args, nil), cobra.ShellCompDirectiveDefault
 		case fileName:
 			return nil, cobra.ShellCompDirectiveDefault
 		case ruleWord:
@@ -150,32 +183,71 @@ func dmsetupFlags() []string {
 // completeLimit bounds how long a shell waits for the daemon.
 const completeLimit = 2 * time.Second
 
-// deviceNames are the devices there are but those named already, with their
-// sizes; none without a daemon.
-func (a *app) deviceNames(ctx context.Context, given []string) []string {
+// typesOf are the targets of the devices that a verb is for; nil: any.
+func typesOf(cmd *cobra.Command) []string {
+	switch cmd.Parent().Name() {
+	case "snapshot":
+		return snapshotTypes
+	case "mirror":
+		return []string{"mirror"}
+	}
+	return nil
+}
+
+// deviceNames are the devices there are, of the types, but those named already,
+// with their sizes; none without a daemon.
+func (a *app) deviceNames(ctx context.Context, given, types []string) []string {
 	if ctx == nil {
 		ctx = context.Background()
 	}
 	ctx, cancel := context.WithTimeout(ctx, completeLimit)
 	defer cancel()
-	c, _, err := a.connect(ctx)
+	s, err := a.session(ctx)
 	if err != nil {
 		return nil
 	}
-	defer c.Close()
-	devices, err := c.Devices(ctx)
-	if err != nil {
+	defer s.c.Close()
+	if err := s.load(ctx); err != nil {
 		return nil
 	}
 	var names []string
-next:
-	for _, d := range devices {
-		for _, g := range given {
-			if g == d.Name {
-				continue next
-			}
+	for _, d := range s.devices {
+		if _, fits := d.only(types...); slices.Contains(given, d.Name) || types != nil && !fits {
+			continue
 		}
 		names = append(names, cobra.CompletionWithDesc(d.Name, fmt.Sprintf("%s, minor %d", formatSize(d.SizeBytes), d.Minor)))
 	}
 	return names
+}
+
+// policyWords proposes the policies of the device that is the first word, and the
+// values of one that takes a few words.
+func (a *app) policyWords(ctx context.Context, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if key, _, ok := strings.Cut(word, "="); ok {
+		var all []string
+		for _, v := range policyValues[key] {
+			all = append(all, key+"="+v)
+		}
+		return all, cobra.ShellCompDirectiveNoFileComp
+	}
+	const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	ctx, cancel := context.WithTimeout(ctx, completeLimit)
+	defer cancel()
+	s, err := a.session(ctx)
+	if err != nil {
+		return nil, directive
+	}
+	defer s.c.Close()
+	text, err := s.c.Message(ctx, control.ByName(args[0]), 0, []string{"policy"})
+	if err != nil {
+		return nil, directive // it has none
+	}
+	var all []string
+	for _, p := range policiesIn(text) {
+		given := slices.ContainsFunc(args[1:], func(w string) bool { return strings.HasPrefix(w, p.Key+"=") })
+		if !given && p.Key != "kept" {
+			all = append(all, p.Key+"=")
+		}
+	}
+	return all, directive
 }

@@ -27,9 +27,9 @@ func (m *machine) proposals(t *testing.T, words ...string) (list []string, direc
 // Names of devices come from the daemon, where a verb wants one; files where it
 // wants those; verbs and options in between.
 func TestComplete(t *testing.T) {
-	m := newMachine(t, nil, nil)
-	for _, name := range []string{"alpha", "beta"} {
-		if got := m.run("", "dmfuse", "create", name, "--table", "0 8 zero"); got.Code != 0 {
+	m := newMachine(t, map[uint32]int64{0: 64, 1: 64}, nil)
+	for _, words := range [][]string{{"alpha", "--table", "0 8 zero"}, {"beta", "--table", "0 8 zero"}} {
+		if got := m.run("", append([]string{"dmfuse", "create"}, words...)...); got.Code != 0 {
 			t.Fatalf("%+v", got)
 		}
 	}
@@ -59,7 +59,12 @@ func TestComplete(t *testing.T) {
 		{"umount ", "", files},
 		{"origin create ", "alpha beta", files},
 		{"origin create alpha ", "", nothing},
-		{"snapshot rm ", "alpha beta", nothing},
+		{"snapshot rm ", "", nothing}, // they are none
+		{"mirror status ", "", nothing},
+		{"snapshot export --format ", "ranges raw", nothing},
+		{"snapshot export --format=ra", "ranges raw", nothing},
+		{"snapshot create --overflow p", "pause", nothing},
+		{"policy alpha ", "", ":6"},
 		{"snapshot open ", "", files},
 		{"snapshot open x.cow ", "alpha beta", files},
 		{"shutdown ", "", nothing},
@@ -84,6 +89,34 @@ func TestComplete(t *testing.T) {
 	}
 	if got, _ := m.proposals(t, ""); !slices.Contains(got, "snapshot") || !slices.Contains(got, "fault") {
 		t.Errorf("verbs: %q", got)
+	}
+}
+
+// What is for snapshots proposes snapshots, and the policies they have.
+func TestComplete_Snapshots(t *testing.T) {
+	m := newMachine(t, map[uint32]int64{0: 64, 1: 64}, nil)
+	for name, table := range map[string]string{"alpha": "0 8 zero", "snap": "0 64 snapshot 7:0 7:1 P 8"} {
+		if got := m.run("", "dmfuse", "create", name, "--table", table); got.Code != 0 {
+			t.Fatalf("%+v", got)
+		}
+	}
+	for line, want := range map[string]string{
+		"snapshot rm ":                          "snap:4",
+		"snapshot usage ":                       "snap:4",
+		"snapshot merge ":                       "snap:4",
+		"mirror rm ":                            ":4",
+		"remove ":                               "alpha snap:4",
+		"snapshot create ":                      "alpha snap:0",
+		"policy snap co":                        "commit=:6",
+		"policy snap commit=":                   "commit=lazy commit=strict:4",
+		"policy snap overflow=p":                "overflow=pause:4",
+		"policy snap commit=lazy commit":        ":6",
+		"policy snap overflow=grow pause-time=": ":4",
+	} {
+		got, directive := m.proposals(t, strings.Split(line, " ")...)
+		if strings.Join(got, " ")+directive != want {
+			t.Errorf("%q: %q %s, want %s", line, got, directive, want)
+		}
 	}
 }
 
