@@ -209,7 +209,7 @@ func (c *Client) Events(ctx context.Context, ready func(), fn func(Event) error)
 		var e Event
 		if err := dec.Decode(&e); err != nil {
 			if ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 			return err
 		}
@@ -312,7 +312,7 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 			return nil, err
 		}
 		if replaced(b) {
-			return nil, Errorf(CodeInvalid, "a name, path or word is not valid UTF-8: the control API cannot pass it on; use a link with another name")
+			return nil, ErrNotUTF8
 		}
 		body = bytes.NewReader(b)
 	}
@@ -336,6 +336,9 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, in
 	return resp, nil
 }
 
+// ErrNotUTF8 is why a request with other bytes is not sent.
+var ErrNotUTF8 error = Errorf(CodeInvalid, "a name, path or word is not valid UTF-8: the control API cannot pass it on; use a link with another name")
+
 // replaced says whether encoding/json put the replacement character in place of
 // bytes that are no UTF-8: it writes that as an escape, and a real U+FFFD as it
 // is. The daemon would take the name of something else for what was meant.
@@ -355,7 +358,7 @@ func replaced(b []byte) bool {
 // lost says why there is no reply.
 func (c *Client) lost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	for _, errno := range []syscall.Errno{syscall.ECONNREFUSED, syscall.ENOENT} {
 		if errors.Is(err, errno) {

@@ -150,6 +150,21 @@ func (s *stateDir) recordPath(serial uint64) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%s%d%s", recordPrefix, serial, recordSuffix))
 }
 
+// Recorded is how many devices a restart would bring back from a state directory;
+// 0 also where there is none.
+func Recorded(dir string) (n int) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), recordPrefix) && strings.HasSuffix(e.Name(), recordSuffix) {
+			n++
+		}
+	}
+	return n
+}
+
 // recordSerials lists the records that there are. Files of a write that was cut
 // off are removed.
 func (s *stateDir) recordSerials() ([]uint64, error) {

@@ -119,7 +119,7 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 	case string(b) == readyWord:
 		return nil
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return context.Cause(ctx)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("it was not ready after %v", startLimit)
 	case err != nil:

@@ -53,7 +53,7 @@ A store that is in use is refused. One that was marked invalid is made valid onl
 	f.StringVar(&o.restore, "restore", "", "take back the repair that made this backup")
 	f.StringVar(&o.origin, "origin", "", "the origin: its size, and its data for larger chunks (default for the size: as the record beside FILE says)")
 	f.BoolVar(&o.markValid, "mark-valid", false, "make a store valid that was marked invalid")
-	f.BoolVar(&o.compact, "compact", false, "with --output, also make a new store of one that is in order")
+	f.BoolVar(&o.compact, "compact", false, "with --output: a new store without chunks of no use, also of a store that is in order (as --output alone does)")
 	f.Var(o.chunk, "chunk-size", "with --output: chunk size of the new store")
 	f.Var(o.assume, "assume-chunk-size", "chunk size to go by where the header's is of no use")
 	f.BoolVar(&o.dry, "dry-run", false, "say what would be done and change nothing")
@@ -312,7 +312,7 @@ func (a *app) printRepair(ans repairAnswer) error {
 func (a *app) cowRestore(path string, o repairOptions) error {
 	b, err := snapshot.ReadBackup(o.restore)
 	if err != nil {
-		return fail(exitFailed, err, "")
+		return fail(exitFailed, fmt.Errorf("%s is not restored: %w", path, err), "give the file that cow repair named as its backup; by default FILE.repair-backup")
 	}
 	f, err := a.openRepair(path, "", true)
 	if err != nil {

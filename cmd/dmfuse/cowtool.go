@@ -276,7 +276,7 @@ func (a *app) cowInfo(f cowFacts) error {
 }
 
 // count is a number with a word, which takes an s for all but one.
-func count[N int | uint64](n N, word string) string {
+func count[N int | int64 | uint32 | uint64](n N, word string) string {
 	if n == 1 {
 		return "1 " + word
 	}

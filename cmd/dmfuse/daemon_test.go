@@ -59,7 +59,7 @@ func TestReport(t *testing.T) {
 		"dmfuse: none\n  start one with: dmfuse serve\n":                                           control.Errorf(control.CodeNoDaemon, "none"),
 	} {
 		var b bytes.Buffer
-		(&app{stderr: &b}).report(err)
+		(&app{stderr: &b, runDirFlag: t.TempDir()}).report(err)
 		if b.String() != want {
 			t.Errorf("%q, want %q", b.String(), want)
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/mapper"
@@ -42,6 +43,9 @@ func (d *dm) tableFrom(file string) ([]mapper.Line, error) {
 
 // parseTable reads a table text that came from where.
 func (d *dm) parseTable(text, where string) ([]mapper.Line, error) {
+	if d.people && !utf8.ValidString(text) {
+		return nil, fail(exitUsage, fmt.Errorf("%s: the table is not valid UTF-8, which the control API cannot pass on", d.cmd.name), "use a link with another name: ln -s")
+	}
 	lines, err := mapper.ParseTable(text, d.grammar())
 	if err == nil {
 		return lines, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
@@ -63,6 +64,8 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &f):
 		return f.code
+	case errors.Is(err, control.ErrNotUTF8):
+		return exitUsage
 	case errors.As(err, &c):
 		return codeExit(c.Code)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -94,26 +97,48 @@ func (a *app) report(err error) {
 	if errors.As(err, &f) && f.err == nil {
 		return
 	}
-	fmt.Fprintf(a.stderr, "dmfuse: %v\n", err)
+	fmt.Fprintf(a.stderr, "dmfuse: %s\n", message(err.Error()))
 	if errors.As(err, &c) {
 		for _, h := range c.Holders {
-			fmt.Fprintf(a.stderr, "  held by %s\n", h)
+			fmt.Fprintf(a.stderr, "  held by %s\n", message(h))
 		}
 		if c.Undo != "" {
-			fmt.Fprintf(a.stderr, "  not undone: %s\n", c.Undo)
+			fmt.Fprintf(a.stderr, "  not undone: %s\n", message(c.Undo))
 		}
 	}
-	if next := advice(err); next != "" {
-		fmt.Fprintf(a.stderr, "  %s\n", next)
+	if next := a.advice(err); next != "" {
+		fmt.Fprintf(a.stderr, "  %s\n", message(next))
 	}
 }
 
-// advice is what to do after an error.
+// advice is what to do after an error: for one that no daemon answers it looks
+// whether one was killed.
+func (a *app) advice(err error) string {
+	if next := advice(err); next != adviceServe {
+		return next
+	}
+	switch n := a.devicesLeft(); n {
+	case 0:
+		return adviceServe
+	case 1:
+		return "a daemon that was killed left a device, which comes back with: dmfuse serve"
+	default:
+		return fmt.Sprintf("a daemon that was killed left %d devices, which come back with: dmfuse serve", n)
+	}
+}
+
+// adviceServe is what to do where no daemon runs, and none was killed.
+const adviceServe = "start one with: dmfuse serve"
+
+// advice is what an error says of what to do next.
 func advice(err error) string {
 	var f *failure
 	var c *control.Error
 	if errors.As(err, &f) && f.next != "" {
 		return f.next
+	}
+	if errors.Is(err, syscall.ENOTCONN) {
+		return "it is in the mount of a daemon that was killed, which comes back with: dmfuse serve"
 	}
 	if !errors.As(err, &c) {
 		return ""
@@ -122,7 +147,7 @@ func advice(err error) string {
 	case c.Next != "":
 		return c.Next
 	case c.Code == control.CodeNoDaemon:
-		return "start one with: dmfuse serve"
+		return adviceServe
 	case c.Code == control.CodeNotFound && c.Device != "":
 		return "see which devices there are with: dmfuse ls"
 	}

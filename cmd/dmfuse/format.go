@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -36,8 +39,11 @@ func (a *app) printTable(headings []string, rows [][]string) error {
 
 func writeColumns(w io.Writer, rows [][]string) error {
 	var width []int
-	for _, r := range rows {
+	for j, r := range rows {
+		rows[j] = slices.Clone(r)
 		for i, cell := range r {
+			cell = oneLine(cell)
+			rows[j][i] = cell
 			if i == len(width) {
 				width = append(width, 0)
 			}
@@ -56,6 +62,36 @@ func writeColumns(w io.Writer, rows [][]string) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// oneLine is a text for people that may hold a name of a file or a device, which
+// can be any bytes: one that would break the line or steer a terminal is quoted.
+func oneLine(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, steers) < 0 {
+		return s
+	}
+	return strconv.Quote(s)
+}
+
+// steers says whether a character is not shown but does something.
+func steers(r rune) bool { return !unicode.IsPrint(r) && !unicode.IsSpace(r) || unicode.IsControl(r) }
+
+// message is a text of several lines for people in which nothing steers a
+// terminal: what would is written as in a Go string.
+func message(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1, steers(r) && r != '\n' && r != '\t':
+			q := strconv.Quote(s[:n])
+			b.WriteString(q[1 : len(q)-1])
+		default:
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	return b.String()
 }
 
 // size prints bytes for people: "1.5 GiB", or the plain number under -b.

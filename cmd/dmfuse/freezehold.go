@@ -157,7 +157,7 @@ func (z *frozen) awaitFrozen(ctx context.Context) error {
 				return freezeRefused(z.list[index], syscall.Errno(errno))
 			}
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-limit.C:
 			return failf(exitTimeout, "the file systems on %s were not frozen within %v", strings.Join(z.mountPoints(), ", "), freezeReady)
 		}
@@ -237,7 +237,7 @@ func lockFreezes(ctx context.Context, path string) (*os.File, error) {
 		return nil, err
 	}
 	err = poll(freezeReady, func() (bool, error) {
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return false, err
 		}
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/mapper"
 )
 
 // fuseName is the type our mounts have in the list of mounts.
@@ -97,6 +98,15 @@ func loopIsDead(path, over string) bool {
 	}
 	l, ok := readLoop(n)
 	return ok && l.backing == "/"+filepath.Base(over)
+}
+
+// devicesLeft is how many devices the next daemon brings back, where none runs.
+func (a *app) devicesLeft() int {
+	dir, err := a.runDir()
+	if err != nil {
+		return 0
+	}
+	return mapper.Recorded(filepath.Join(dir, "state"))
 }
 
 func readLeftovers(path string) []control.Leftover {

@@ -147,7 +147,7 @@ func (m *merges) check(req control.MergeRequest) (s, d *mapper.Device, line mapp
 		case i.Inactive:
 			return nil, nil, line, control.Errorf(control.CodeBusy, "%s has an inactive table, which its next resume would bring in", i.Name)
 		case x == s && x != d && i.OpenCount > 0:
-			return nil, nil, line, control.Errorf(control.CodeBusy, "%s is open: %d times", i.Name, i.OpenCount)
+			return nil, nil, line, control.Errorf(control.CodeBusy, "%s is open, %s", i.Name, count(i.OpenCount, "time"))
 		case x == d && i.ReadOnly && x != s:
 			return nil, nil, line, control.Errorf(control.CodeReadOnly, "%s is read-only", i.Name)
 		}

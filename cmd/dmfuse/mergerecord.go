@@ -146,7 +146,7 @@ func (r *mergeRecord) tidyStore(origin string) (deleted bool, err error) {
 		return false, err
 	}
 	if report.Exceptions > 0 || report.Damaged() {
-		return false, fmt.Errorf("%s is kept: it still holds %d chunks", cow.path, report.Exceptions)
+		return false, fmt.Errorf("%s is kept: it still holds %s", cow.path, count(report.Exceptions, "chunk"))
 	}
 	if !r.KeepCOW {
 		if deleted, err = deleteCow(cow); deleted || err != nil {

@@ -65,7 +65,7 @@ func firstDifference(ctx context.Context, source, leg string, size int64) (at in
 			return 0, false, err
 		}
 		for off = from; off < to; off += compareStep {
-			if err := ctx.Err(); err != nil {
+			if err := context.Cause(ctx); err != nil {
 				return 0, false, err
 			}
 			n := min(compareStep, to-off)

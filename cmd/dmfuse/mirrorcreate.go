@@ -77,7 +77,11 @@ func (a *app) mirrorCreate(ctx context.Context, o mirrorOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := s.start(ctx); err != nil {
+	paths := []string{p.log.path}
+	for _, l := range p.legs {
+		paths = append(paths, l.path)
+	}
+	if err := s.start(ctx, paths...); err != nil {
 		return err
 	}
 	info, err := s.makeMirror(ctx, p)
@@ -231,7 +235,7 @@ func (s *session) makeMirror(ctx context.Context, p *mirrorPlan) (_ *control.Inf
 	case errorCode(err) == control.CodeNoDaemon:
 		return nil, fail(exitNoDaemon, fmt.Errorf("whether the mirror %s was made is not known: %w", p.o.name, err), "start a daemon and see: dmfuse serve, dmfuse mirror ls; its log is kept until then")
 	case ctx.Err() != nil:
-		return nil, s.giveUp(id, p.o.name, ctx.Err())
+		return nil, s.giveUp(id, "the mirror", p.o.name, context.Cause(ctx))
 	case err != nil:
 		return nil, fmt.Errorf("the mirror %s is not made: %w", p.o.name, stepText(err))
 	}
@@ -251,7 +255,7 @@ func (s *session) readOneLeg(ctx context.Context, name string) {
 
 // giveUp sees to it that no device is left when its maker was interrupted: the
 // daemon may have been done before it noticed.
-func (s *session) giveUp(id, name string, why error) error {
+func (s *session) giveUp(id, what, name string, why error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err := s.c.Abandon(ctx, id)
@@ -260,12 +264,15 @@ func (s *session) giveUp(id, name string, why error) error {
 	}
 	switch {
 	case errorCode(err) == control.CodeNotFound:
-		return fmt.Errorf("the mirror %s is not made: %w", name, why)
+		return fail(exitCode(why), fmt.Errorf("%s %s is not made: %w", what, name, why), nothingLeft)
 	case err != nil:
 		return errors.Join(errUnknownOutcome, why, err)
 	}
-	return fmt.Errorf("the mirror %s is not made: %w", name, s.takeBack(why, name))
+	return fmt.Errorf("%s %s is not made: %w", what, name, s.takeBack(why, name))
 }
+
+// nothingLeft is what to do when a command that makes something was interrupted.
+const nothingLeft = "nothing is left of it: give the command again"
 
 // sayDropped tells of legs that do not serve from the beginning.
 func (a *app) sayDropped(ctx context.Context, s *session, name string) {

@@ -180,10 +180,10 @@ func (a *app) answerScrub(ctx context.Context, s *session, name string, t mirror
 func scrubFindings(r mirror.ScrubReport) string {
 	var parts []string
 	if r.DifferingBytes > 0 {
-		parts = append(parts, fmt.Sprintf("%d bytes differ in %d ranges", r.DifferingBytes, r.DifferingRanges))
+		parts = append(parts, fmt.Sprintf("%d bytes differ in %s", r.DifferingBytes, count(r.DifferingRanges, "range")))
 	}
 	if r.UnreadableBytes > 0 {
-		parts = append(parts, fmt.Sprintf("%d bytes in %d ranges could not be read on every leg", r.UnreadableBytes, r.UnreadableRanges))
+		parts = append(parts, fmt.Sprintf("%d bytes in %s could not be read on every leg", r.UnreadableBytes, count(r.UnreadableRanges, "range")))
 	}
 	if r.Repaired > 0 {
 		parts = append(parts, fmt.Sprintf("%d bytes were repaired", r.Repaired))

@@ -180,10 +180,10 @@ func (a *app) printMirrorStatus(st mirrorStatusAnswer) error {
 	rows := [][]string{
 		{"Name:", st.Name}, {"Path:", st.Path}, {"Size:", a.size(st.SizeBytes)}, {"State:", state}, {"Log:", log},
 		{"Region size:", a.size(r.RegionBytes)},
-		{"In sync:", fmt.Sprintf("%d of %d regions (%.2f %%)", r.InSync, r.Regions, percent)},
+		{"In sync:", fmt.Sprintf("%d of %s (%.2f %%)", r.InSync, count(r.Regions, "region"), percent)},
 	}
 	if r.Dirty > 0 {
-		rows = append(rows, []string{"Dirty:", fmt.Sprintf("%d regions: being written, or not yet clean in the log", r.Dirty)})
+		rows = append(rows, []string{"Dirty:", count(r.Dirty, "region") + ": being written, or not yet clean in the log"})
 	}
 	if r.Held > 0 {
 		rows = append(rows, []string{"Held writes:", fmt.Sprintf("%d, the oldest for %s", r.Held, timeText(r.HeldSeconds))})
@@ -200,7 +200,7 @@ func (a *app) printMirrorStatus(st mirrorStatusAnswer) error {
 		rows = append(rows, []string{"Next try:", "in " + timeText(max(0, time.Until(r.NextRetry).Seconds()))})
 	}
 	if x := r.Record; x != nil {
-		rows = append(rows, []string{"Record:", fmt.Sprintf("generation %d, in %d places", x.Generation, x.Copies)})
+		rows = append(rows, []string{"Record:", fmt.Sprintf("generation %d, in %s", x.Generation, count(x.Copies, "place"))})
 	}
 	rows = append(rows, []string{"Policies:", r.Policies})
 	if err := writeColumns(a.stdout, rows); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strconv"
 
@@ -73,14 +74,18 @@ func (a *app) originCreate(ctx context.Context, origin, name string) error {
 	if err := a.sayOrigin(p); err != nil {
 		return err
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.start(ctx, p.path); err != nil {
 		return err
 	}
 	line := control.Line{Length: p.sectors(), Type: "snapshot-origin", Args: []string{p.path}}
 	steps := deviceSteps(name, line, false, p)
 	steps[1].Sole = true // somebody may have made one since checkOriginFree
-	r, err := s.c.Apply(ctx, steps...)
-	if err != nil {
+	id := rand.Text()
+	r, err := s.c.ApplyAs(ctx, id, steps...)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return s.giveUp(id, "the origin device", name, context.Cause(ctx))
+	case err != nil:
 		return fmt.Errorf("the origin device %s is not made: %w", name, stepText(err))
 	}
 	return a.answerDevice(r, p)

@@ -58,6 +58,24 @@ func TestMountFlags(t *testing.T) {
 	}
 }
 
+// What is no text is quoted in tables and messages.
+func TestOddCharacters(t *testing.T) {
+	for in, want := range map[string][2]string{
+		"plain":            {"plain", "plain"},
+		"ein Name, ü €":    {"ein Name, ü €", "ein Name, ü €"},
+		"two\nlines":       {`"two\nlines"`, "two\nlines"},
+		"tab\t":            {`"tab\t"`, "tab\t"},
+		"\x1b[31mred":      {`"\x1b[31mred"`, `\x1b[31mred`},
+		"bad\xff":          {`"bad\xff"`, `bad\xff`},
+		"over\u202eturned": {`"over\u202eturned"`, `over\u202eturned`},
+		"csi\u009b1m":      {`"csi\u009b1m"`, `csi\u009b1m`},
+	} {
+		if got := [2]string{oneLine(in), message(in)}; got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
 // heldOpen runs a shell that has path open, with that redirection, until the
 // test ends.
 func heldOpen(t *testing.T, path, how string) *exec.Cmd {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
@@ -56,7 +57,7 @@ func (s *session) find(word string) (place, error) {
 		case ok:
 			return deviceAt(m)
 		case errors.Is(statErr, os.ErrNotExist):
-			return place{}, fail(exitMissing, fmt.Errorf("there is neither a device nor a file %q", word), "")
+			return place{}, fail(exitMissing, fmt.Errorf("there is neither a device nor a file %q", word), "see which devices there are with: dmfuse ls; a file of another directory is written with its path")
 		}
 	}
 	path, err := cleanAbs(word)
@@ -191,6 +192,14 @@ func sameFile(path string, p place) bool {
 // script writes it with a variable that is not set.
 func errEmptyName() error { return usagef("the name is empty") }
 
+// checkText refuses what cannot be told to a daemon, before one is started.
+func checkText(word string) error {
+	if utf8.ValidString(word) {
+		return nil
+	}
+	return fail(exitUsage, fmt.Errorf("%q is not valid UTF-8, which the control API cannot pass on", word), "use a link with another name: ln -s")
+}
+
 // checkName refuses what cannot be the name of a device.
 func checkName(name string) error {
 	switch {
@@ -204,6 +213,8 @@ func checkName(name string) error {
 		return usagef("%q is no name for a device: it is taken for another purpose", name)
 	case strings.ContainsAny(name, "\n\x00"):
 		return usagef("%q is no name for a device: it cannot hold a line break", name)
+	case !utf8.ValidString(name):
+		return usagef("%q is no name for a device: it is not valid UTF-8", name)
 	}
 	return nil
 }
@@ -221,7 +232,7 @@ func (s *session) checkFree(name string) error {
 
 // note tells the user something that does not stop the work.
 func (a *app) note(format string, args ...any) {
-	fmt.Fprintf(a.stderr, "dmfuse: note: "+format+"\n", args...)
+	fmt.Fprintf(a.stderr, "dmfuse: note: %s\n", message(fmt.Sprintf(format, args...)))
 }
 
 // baseName is the last part of a path without one of the endings.

@@ -98,7 +98,11 @@ func (s *session) policies(ctx context.Context, m mapped) ([]policyValue, error)
 	case err == nil:
 		return policiesIn(text), nil
 	case code == control.CodeInvalid || code == control.CodeUnsupported:
-		return nil, failf(exitFailed, "%s has no policies: targets of the type %s take none", m.Name, m.lines[0].Type)
+		next := ""
+		if m.lines[0].Type == "snapshot-origin" {
+			next = "its snapshots have policies, and it has while one is merged into it; see them with: dmfuse snapshot ls"
+		}
+		return nil, fail(exitFailed, fmt.Errorf("%s has no policies: targets of the type %s take none", m.Name, m.lines[0].Type), next)
 	}
 	return nil, err
 }

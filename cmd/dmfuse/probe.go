@@ -179,7 +179,7 @@ func (c contents) describe() string {
 		return article(c.Format)
 	}
 	if c.Table != "" {
-		return fmt.Sprintf("a disk with a %s partition table (%d partitions)", c.Table, len(c.Partitions))
+		return fmt.Sprintf("a disk with a %s partition table (%s)", c.Table, count(len(c.Partitions), "partition"))
 	}
 	return "data of an unknown kind"
 }

@@ -46,7 +46,7 @@ func (r *replayer) run(ctx context.Context) error {
 	sum := replayed{Device: r.path, From: from}
 	mark := ""
 	for i := from; i < end; i++ {
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return fmt.Errorf("stopped before entry %d; %s is as it was after the entry before: %w", i, r.path, err)
 		}
 		if err := r.log.Apply(dev, i); err != nil {

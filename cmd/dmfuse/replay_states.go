@@ -69,7 +69,7 @@ func (r *replayer) states(ctx context.Context) error {
 		sum.Checks = r.checks
 	}
 	sum.Failed = r.failed
-	return r.report(sum, fmt.Sprintf("%d power cuts, %d contents", sum.Cuts, sum.States))
+	return r.report(sum, count(sum.Cuts, "power cut")+", "+count(sum.States, "content"))
 }
 
 // base is a copy of DEV that the walk brings up to each cut; nil where only
@@ -121,7 +121,7 @@ func (r *replayer) statesOf(ctx context.Context, c *replay.Cut, pick uint64, bas
 
 // state makes one content, and checks it.
 func (r *replayer) state(ctx context.Context, s *replay.State, base *blockdev.Handle, sum *enumerated) (bool, error) {
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return false, fmt.Errorf("stopped before the content with seed %s: %w", s.Seed(), err)
 	}
 	c := s.Cut

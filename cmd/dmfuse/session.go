@@ -54,8 +54,13 @@ func isOtherProtocol(err error) bool {
 	return errors.As(err, &e) && e.Code == control.CodeProtocol
 }
 
-// start starts a daemon when there is none.
-func (s *session) start(ctx context.Context) error {
+// start starts a daemon when there is none; not for paths that it cannot be told.
+func (s *session) start(ctx context.Context, paths ...string) error {
+	for _, p := range paths {
+		if err := checkText(p); err != nil {
+			return err
+		}
+	}
 	if s.c != nil {
 		return nil
 	}

@@ -123,7 +123,7 @@ func (a *app) snapshotCreate(ctx context.Context, o createOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.start(ctx, m.base.lower.path, m.cow.path); err != nil {
 		return err
 	}
 	r, frozen, err := s.makeSnapshots(ctx, []member{m})
@@ -238,7 +238,7 @@ func (s *session) makeSnapshots(ctx context.Context, all []member) (_ control.Ap
 		if err := m.cow.writeSidecar(m.base, m.o.name); err != nil {
 			return control.ApplyReply{}, nil, err
 		}
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return control.ApplyReply{}, nil, err
 		}
 	}

@@ -94,9 +94,9 @@ func (a *app) diffText(ctx context.Context, w io.Writer, c *compared) error {
 			return err
 		}
 	}
-	count, sum := 0, int64(0)
+	ranges, sum := 0, int64(0)
 	err := c.each(ctx, func(x snapshot.Change) error {
-		count, sum = count+1, sum+x.Len
+		ranges, sum = ranges+1, sum+x.Len
 		where := ""
 		if two := c.second(); two != nil {
 			where = map[snapshot.Sides]string{snapshot.First: c.all[0].name, snapshot.Second: two.name, snapshot.Both: "both"}[x.In]
@@ -110,7 +110,7 @@ func (a *app) diffText(ctx context.Context, w io.Writer, c *compared) error {
 	if size := c.all[0].size; size != snapshot.NoSize {
 		of = " of " + a.size(size)
 	}
-	_, err = fmt.Fprintf(w, "%d ranges, %s%s\n", count, a.size(sum), of)
+	_, err = fmt.Fprintf(w, "%s, %s%s\n", count(ranges, "range"), a.size(sum), of)
 	return err
 }
 

@@ -250,7 +250,7 @@ func (done *exported) pieces(ctx context.Context, c *compared, same, visit func(
 		w.at = x.End()
 		done.RangeCount++
 		for pos := x.Off; pos < x.End(); {
-			if err := ctx.Err(); err != nil {
+			if err := context.Cause(ctx); err != nil {
 				return err
 			}
 			n := min(int64(len(buf)), x.End()-pos)

@@ -27,6 +27,7 @@ func (a *app) snapshotGroup(ctx context.Context, words []string, o createOptions
 		return err
 	}
 	var all []member
+	var paths []string
 	names, cows := map[string]bool{}, map[string]string{}
 	for i := 0; i < len(words); i += 2 {
 		one := o
@@ -42,9 +43,9 @@ func (a *app) snapshotGroup(ctx context.Context, words []string, o createOptions
 			return usagef("the snapshots %s and %s would have one COW, %s; choose other names, or --cow-dir", other, one.name, m.cow.path)
 		}
 		names[one.name], cows[m.cow.path] = true, one.name
-		all = append(all, m)
+		all, paths = append(all, m), append(paths, m.base.lower.path, m.cow.path)
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.start(ctx, paths...); err != nil {
 		return err
 	}
 	r, frozen, err := s.makeSnapshots(ctx, all)

@@ -282,7 +282,7 @@ func (a *app) printUsage(u snapshotUsageInfo) error {
 	if u.TotalBytes > 0 {
 		rows = append(rows, [][]string{
 			{"Used:", fmt.Sprintf("%s of %s (%.2f %%)", a.size(u.AllocatedBytes), a.size(u.TotalBytes), u.UsedPercent)},
-			{"Data:", fmt.Sprintf("%s in %d chunks", a.size(u.DataBytes), u.Chunks)},
+			{"Data:", a.size(u.DataBytes) + " in " + count(u.Chunks, "chunk")},
 			{"Metadata:", a.size(u.MetadataBytes)},
 			{"Free:", a.size(u.FreeBytes)},
 		}...)

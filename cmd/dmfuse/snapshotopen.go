@@ -89,7 +89,7 @@ func (a *app) snapshotOpen(ctx context.Context, o openOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.start(ctx, p.path, b.lower.path); err != nil {
 		return err
 	}
 	info, frozen, err := s.applySnapshot(ctx, b, cow, o.create)
@@ -119,6 +119,9 @@ func (s *session) checkStoreFree(p place, readOnly bool) error {
 	for _, u := range s.usesOf(p) {
 		if u.role == "COW" {
 			return fail(exitBusy, fmt.Errorf("%s is open already, as the snapshot %s", p.what(), u.device.Name), "use that one: "+u.device.Path)
+		}
+		if u.role == "base" {
+			return fail(exitBusy, fmt.Errorf("%s is no store of a snapshot: it is the base of the snapshot %s", p.what(), u.device.Name), "see the snapshots there are, with their COWs: dmfuse snapshot ls")
 		}
 		if !u.device.ReadOnly {
 			return fail(exitBusy, fmt.Errorf("%s is used by the %s device %s, which could write to it", p.what(), u.role, u.device.Name), "remove that device first: dmfuse remove "+shellQuote(u.device.Name))

@@ -60,13 +60,33 @@ func (a *app) snapshotRm(ctx context.Context, name string, keep bool) error {
 			return fmt.Errorf("the snapshot %s is removed, but its COW is not deleted: %w", name, err)
 		}
 	}
-	if !answer.Deleted && !gone {
+	switch {
+	case gone:
+		a.dropSidecar(m, keep)
+	case !answer.Deleted:
 		a.closeStore(s, m, p)
 	}
 	if a.json {
 		return a.printJSON(answer)
 	}
 	return nil
+}
+
+// dropSidecar deletes what is left beside a COW file of ours that somebody
+// deleted: it says nothing without it.
+func (a *app) dropSidecar(m mapped, keep bool) {
+	path := m.lines[0].Args[1]
+	a.note("the COW %s of %s is gone already", path, m.Name)
+	side, err := snapshot.ReadSidecar(path)
+	if keep || err != nil || !side.CreatedByUs || side.Name != m.Name {
+		return
+	}
+	if _, err := os.Lstat(path); !isMissing(err) { // made again, by somebody else
+		return
+	}
+	if err := os.Remove(snapshot.SidecarPath(path)); err != nil && !isMissing(err) {
+		a.note("what was noted beside it stays: %v", err)
+	}
 }
 
 // closeStore notes beside a COW that is kept how its origin is now: what is

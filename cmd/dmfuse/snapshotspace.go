@@ -124,7 +124,7 @@ func (u snapshotUsageInfo) spaceRows(a *app) [][]string {
 	}
 	switch {
 	case u.Commit == snapshot.CommitLazy:
-		add("Commit:", "lazy: writes are answered first, %d chunks are not committed", u.Uncommitted)
+		add("Commit:", "lazy: writes are answered first; not committed: %s", count(u.Uncommitted, "chunk"))
 	case u.CommitWhy != "":
 		add("Commit:", "strict: %s", u.CommitWhy)
 	}

@@ -107,6 +107,8 @@ func (s *session) explain(err error, all []member) error {
 		return nil
 	case errorCode(err) == control.CodeNoDaemon:
 		return fail(exitNoDaemon, fmt.Errorf("%w: %w", errUnknownOutcome, err), "start a daemon and see: dmfuse serve, dmfuse snapshot ls; the COW is kept until then")
+	case errors.Is(err, context.Canceled) && !outcomeUnknown(err):
+		return fail(exitFailed, fmt.Errorf("%s not made: %w", namesAre(all), err), nothingLeft)
 	case errors.Is(err, context.DeadlineExceeded):
 		err = errFreezeExpired
 		fallthrough

@@ -175,7 +175,7 @@ func (a *app) showTop(l topLook, screen bool) error {
 	if screen {
 		rows = fitting(rows, terminalHeight(a.stdout)-4)
 		// Home, and the rest of the screen is cleared: nothing flickers.
-		if _, err := fmt.Fprintf(a.stdout, "\x1b[H\x1b[J%s  %d devices, %d jobs\n\n", l.Time.Format("15:04:05"), len(l.Devices), len(l.Jobs)); err != nil {
+		if _, err := fmt.Fprintf(a.stdout, "\x1b[H\x1b[J%s  %s, %s\n\n", l.Time.Format("15:04:05"), count(len(l.Devices), "device"), count(len(l.Jobs), "job")); err != nil {
 			return err
 		}
 	}
@@ -232,7 +232,7 @@ func (r topRow) note(jobs []control.Job) string {
 		notes = append(notes, "suspended")
 	}
 	if n := r.Read.Errors + r.Write.Errors + r.Flush.Errors + r.Discard.Errors; n > 0 {
-		notes = append(notes, fmt.Sprintf("%d errors", n))
+		notes = append(notes, count(n, "error"))
 	}
 	for _, j := range jobs {
 		if j.Device == r.Device {

@@ -49,6 +49,11 @@ func newDmsetupCommand(a *app, c *dmCommand) *cobra.Command {
 			if err := d.checkOwn(); err != nil {
 				return err
 			}
+			for _, w := range words {
+				if err := checkText(w); err != nil {
+					return err
+				}
+			}
 			if d.o.on("help") {
 				return cmd.Help()
 			}

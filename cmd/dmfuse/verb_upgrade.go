@@ -55,7 +55,7 @@ func (a *app) upgrade(ctx context.Context, binary string) error {
 		case now.PID == before.PID: // it still answers what it has
 			select {
 			case <-ctx.Done():
-				return ctx.Err()
+				return context.Cause(ctx)
 			case <-time.After(10 * time.Millisecond):
 			}
 			continue

@@ -34,7 +34,8 @@ func TestWrong_Input(t *testing.T) {
 	add(1, "0 bytes", "origin", "create", empty, "x")
 	add(1, "511 bytes", "origin", "create", tiny, "x")
 	add(2, "slash", "origin", "create", base, "a/b")
-	add(1, "not valid UTF-8", "origin", "create", d.Image("bad\xff.img", 4*mib), "x")
+	add(2, "not valid UTF-8", "origin", "create", d.Image("bad\xff.img", 4*mib), "x")
+	add(2, "not valid UTF-8", "policy", "snap", "overflow=\xff")
 	add(2, "no event number", "wait", "snap", "soon")
 	add(2, "no event number", "wait", "snap", "4294967296")
 	add(2, "empty", "origin", "create", base, "")
@@ -111,6 +112,14 @@ func TestWrong_StartsNoDaemon(t *testing.T) {
 		refused(t, d.CLI(verb...), code)
 	}
 	f.Close()
+	const odd = "odd\xff"
+	for _, verb := range [][]string{
+		{"origin", "create", d.Image(odd, 4*mib), "x"}, {"origin", "create", base, odd}, {"snapshot", "create", base, odd},
+		{"snapshot", "create", base, "x", "--cow", d.Path(odd + ".cow")},
+		{"mirror", "create", "m", base, d.Path(odd)}, {"create", odd, "--table", "0 8 zero"}, {"create", "x", "--table", "0 8192 linear " + d.Path(odd) + " 0"},
+	} {
+		refused(t, d.CLI(verb...), 2, "not valid UTF-8")
+	}
 	refused(t, d.CLI("snapshot", "create", base, "x", "--no-autostart"), 5, "serve")
 	if exists(d.Run) || exists(base+".x.cow") {
 		t.Error("a daemon was started, or a COW made")
