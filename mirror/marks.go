@@ -13,17 +13,26 @@ import (
 // that saw the failure is answered or held.
 
 // Remember is the default leg and the marks of the legs, where the default leg may
-// be another than the first: "1 2 0". It is empty while there is nothing to say.
+// be another than the first: "1 2 0"; then the scrub, as JSON. It is empty while there
+// is nothing to say.
 func (m *mirror) Remember() string {
-	if m.keep != nil || !m.params.handleErrors {
-		return ""
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.marksLocked()
+	return strings.TrimSpace(m.marksLocked() + " " + m.scrubMemoryLocked())
+}
+
+// memoryParts are the two parts of what was remembered.
+func memoryParts(text string) (marks, scrub string) {
+	if i := strings.IndexByte(text, '{'); i >= 0 {
+		return text[:i], text[i:]
+	}
+	return text, ""
 }
 
 func (m *mirror) marksLocked() string {
+	if m.keep != nil || !m.params.handleErrors {
+		return ""
+	}
 	def := m.def.Load()
 	text, some := strconv.Itoa(int(def)), def != 0
 	for _, l := range m.legs {
@@ -44,7 +53,9 @@ func (m *mirror) saveMarks() {
 	}
 	m.marks.Lock()
 	defer m.marks.Unlock()
-	text := m.Remember()
+	m.mu.Lock()
+	text := m.marksLocked()
+	m.mu.Unlock()
 	if text == m.savedMarks {
 		return
 	}
@@ -54,23 +65,24 @@ func (m *mirror) saveMarks() {
 
 // restoreMarks takes what the mirror before remembered.
 func (m *mirror) restoreMarks() error {
-	if m.env.Remembered == "" || m.keep != nil || !m.params.handleErrors {
+	memory, _ := memoryParts(m.env.Remembered)
+	if memory == "" || m.keep != nil || !m.params.handleErrors {
 		return nil
 	}
-	words := strings.Fields(m.env.Remembered)
+	words := strings.Fields(memory)
 	if len(words) != 1+len(m.legs) {
-		return fmt.Errorf("what is recorded of the legs is %q, expected %d numbers", m.env.Remembered, 1+len(m.legs))
+		return fmt.Errorf("what is recorded of the legs is %q, expected %d numbers", memory, 1+len(m.legs))
 	}
 	var numbers []uint64
 	for _, w := range words {
 		n, err := strconv.ParseUint(w, 10, 8)
 		if err != nil {
-			return fmt.Errorf("what is recorded of the legs is %q: %w", m.env.Remembered, err)
+			return fmt.Errorf("what is recorded of the legs is %q: %w", memory, err)
 		}
 		numbers = append(numbers, n)
 	}
 	if numbers[0] >= uint64(len(m.legs)) {
-		return fmt.Errorf("what is recorded of the legs is %q, and there are %d", m.env.Remembered, len(m.legs))
+		return fmt.Errorf("what is recorded of the legs is %q, and there are %d", memory, len(m.legs))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -169,6 +169,7 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 	}
 	m.throttle = kcopyd.NewThrottle(100)
 	m.setPolicies(m.o.Policies.orDefault(p))
+	m.restoreScrub()
 	m.copier, err = kcopyd.New(kcopyd.Options{Pages: m.o.CopyPages, Throttle: m.throttle})
 	return m, err
 }

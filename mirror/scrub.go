@@ -46,23 +46,33 @@ type scrub struct {
 	meter      meter
 
 	// Used by the loop only.
-	bufs   [][]byte // one for each leg
-	unread bool     // some of it could not be read
-	tries  int      // of the region that is at pos
+	bufs   [][]byte  // one for each leg
+	unread bool      // some of it could not be read
+	tries  int       // of the region that is at pos
+	kept   time.Time // when it was recorded
+	mended bool      // since then
 }
 
 // scrubMessage does scrub start [repair [LEG]], scrub stop and scrub report.
 func (m *mirror) scrubMessage(words []string) (string, error) {
 	switch {
 	case len(words) > 0 && words[0] == "start":
-		return "", m.startScrub(words[1:])
+		return "", m.remembered(m.startScrub(words[1:]))
 	case len(words) == 1 && words[0] == "stop":
-		return "", m.stopScrub()
+		return "", m.remembered(m.stopScrub())
 	case len(words) == 1 && words[0] == "report":
 		b, err := json.Marshal(m.ScrubReport())
 		return string(b), err
 	}
 	return "", fmt.Errorf("%w: mirror: expected scrub start [repair [LEG]], scrub stop or scrub report", blockdev.ErrInvalid)
+}
+
+// remembered records a change before it is answered.
+func (m *mirror) remembered(err error) error {
+	if err == nil {
+		m.saveScrub()
+	}
+	return err
 }
 
 func (m *mirror) startScrub(words []string) error {
@@ -174,11 +184,20 @@ func copyRanges(list []ScrubRange) []ScrubRange { return append([]ScrubRange{}, 
 // scrubStep looks at the next piece and says when to come again; below 0: when it
 // is woken. The loop calls it; tests do by hand.
 func (m *mirror) scrubStep(time.Time) time.Duration {
+	next, keep := m.scrubNext()
+	if keep {
+		m.saveScrub()
+	}
+	return next
+}
+
+// scrubNext is scrubStep, and says whether the scrub is to be recorded.
+func (m *mirror) scrubNext() (next time.Duration, keep bool) {
 	m.mu.Lock()
 	s := m.scrub
 	if s == nil || s.state != ScrubRunning || m.suspended {
 		m.mu.Unlock()
-		return -1
+		return -1, false
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -189,17 +208,22 @@ func (m *mirror) scrubStep(time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.cancel = nil
-	s.meter.add(time.Now(), s.pos)
+	now := time.Now()
+	s.meter.add(now, s.pos)
 	switch {
 	case s.state != ScrubRunning:
 		s.bufs = nil
-		return 0 // there may be another one
+		return 0, true // there may be another one
 	case s.pos >= m.length:
 		s.bufs = nil
 		s.endLocked(ScrubDone)
-		return 0
+		return 0, true
 	case errors.Is(err, blockdev.ErrBusy):
-		return scrubPause
+		next = scrubPause
 	}
-	return 0
+	keep = s.mended || now.Sub(s.kept) >= scrubKept
+	if keep {
+		s.mended, s.kept = false, now
+	}
+	return next, keep
 }

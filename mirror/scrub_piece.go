@@ -196,6 +196,7 @@ func (s *scrub) settle(ctx context.Context, r Region, lo, hi int64) error {
 		s.repaired += n
 		s.m.mu.Unlock()
 		s.note(0, err)
+		s.mended = true // it would not be found a second time
 	}
 	return nil
 }
