@@ -70,6 +70,7 @@
 //	      table.mu       who holds a table against its destruction
 //	      counter.mu     event numbers
 //	      hub.mu         listeners
+//	      faultFile.mu   where fault rules count
 //	Device.gate          passed by each request for as long as it is inside; what a
 //	                     fault rule makes wait has not passed it yet
 //	  kept.turn          writes to a device that keeps some back (faultkept.go); a

@@ -89,14 +89,16 @@ func (d *Device) ChangeFaults(c FaultChange) (all []FaultInfo, added []int, err 
 		if r.Random() && r.Seed == 0 {
 			r.Seed = uint64(rand.Uint32()) + 1
 		}
-		next.rules = append(next.rules, faultrule.Arm(next.next, r))
+		next.rules = append(next.rules, d.armFault(next.next, r, false))
 		added = append(added, next.next)
 		next.next++
 	}
 	if err := d.recordFaults(next); err != nil {
+		d.forgetFaults(next.rules[len(stay):])
 		return nil, nil, err
 	}
 	next.arm(gone)
+	d.forgetFaults(gone)
 	return next.list(), added, nil
 }
 
@@ -166,7 +168,7 @@ func (f *faults) arm(gone []*faultrule.Armed) {
 	}
 }
 
-// restoreFaults arms the rules of a record, counting from 0.
+// restoreFaults arms the rules of a record. They go on counting where they were.
 func (d *Device) restoreFaults(list []recordFault, next int) error {
 	if len(list) == 0 && next == 0 {
 		return nil
@@ -177,7 +179,7 @@ func (d *Device) restoreFaults(list []recordFault, next int) error {
 		if err != nil {
 			return fmt.Errorf("its fault rules are not in force: %w", err)
 		}
-		f.rules = append(f.rules, faultrule.Arm(r.ID, rule))
+		f.rules = append(f.rules, d.armFault(r.ID, rule, true))
 		f.next = max(f.next, r.ID+1)
 	}
 	d.faultMu.Lock()

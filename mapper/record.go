@@ -91,6 +91,7 @@ type record struct {
 	Guards         []recordGuard `json:"guards,omitempty"`
 	Faults         []recordFault `json:"faults,omitempty"`
 	NextFault      int           `json:"next_fault,omitempty"` // no rule ever had this number
+	Stats          []recordStats `json:"stats,omitempty"`
 }
 
 type recordTable struct {
@@ -120,6 +121,18 @@ type recordAttr struct {
 type recordFault struct {
 	ID   int  `json:"id"`
 	Rule text `json:"rule"`
+}
+
+// recordStats is a region of statistics without its counters.
+type recordStats struct {
+	ID      int      `json:"id"`
+	Start   uint64   `json:"start"`
+	End     uint64   `json:"end"`
+	Step    uint64   `json:"step"`
+	Program text     `json:"program"`
+	Aux     text     `json:"aux"`
+	Precise bool     `json:"precise,omitempty"`
+	Bounds  []uint64 `json:"bounds,omitempty"`
 }
 
 // recordGuard is a file that must not change, as it was when it was guarded.
@@ -245,9 +258,12 @@ func encodeState(v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	body = append(body, '\n')
+	return withHead(append(body, '\n')), nil
+}
+
+func withHead(body []byte) []byte {
 	head := fmt.Sprintf("%s %d %08x\n", stateMagic, stateVersion(), crc32.Checksum(body, castagnoli))
-	return append([]byte(head), body...), nil
+	return append([]byte(head), body...)
 }
 
 // decodeState reads the bytes of a state file into v.

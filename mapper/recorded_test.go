@@ -2,6 +2,7 @@ package mapper
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 
@@ -93,4 +94,22 @@ func TestRestore_WhatTargetsRemember(t *testing.T) {
 	mustResume(t, d)
 	restart()
 	say(0, "recall", "")
+}
+
+// rewriteRecord changes the record of a device as damage would that the checksum does
+// not find, when the manager is killed.
+func rewriteRecord(t *testing.T, m *Manager, d *Device, from, to string) {
+	t.Helper()
+	path := m.state.recordPath(d.serial)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, _ := strings.Cut(string(data), "\n")
+	if !strings.Contains(body, from) {
+		t.Fatalf("no %s in %s", from, body)
+	}
+	if err := os.WriteFile(path, withHead([]byte(strings.Replace(body, from, to, 1))), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -391,6 +391,7 @@ func (r *restorer) finish(e *restoreEntry) {
 	if err := e.dev.restoreFaults(e.rec.Faults, e.rec.NextFault); err != nil {
 		r.problem(e, err)
 	}
+	e.dev.restoreStats(e.rec.Stats)
 	e.dev.recordMu.Lock()
 	e.dev.restoring = false
 	e.dev.recordMu.Unlock()

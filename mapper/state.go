@@ -27,6 +27,7 @@ type stateDir struct {
 	boot string // id of this boot
 
 	events *eventFile // nil without a directory
+	faults faultFile
 
 	mu       sync.Mutex
 	numbers  numbers
@@ -230,6 +231,7 @@ func (s *stateDir) forget(d *Device) {
 	d.recordMu.Lock()
 	defer d.recordMu.Unlock()
 	d.forgotten = true
+	d.forgetFaultCounts()
 	if err := os.Remove(s.recordPath(d.serial)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.m.log.WithField("device", d.Name()).WithError(err).Error("removing the record for restart")
 	}
@@ -295,6 +297,7 @@ func (d *Device) makeRecord() record {
 		r.Guards = append(r.Guards, g.was)
 	}
 	r.Faults, r.NextFault = d.faultTexts, d.nextFault
+	r.Stats = d.recordStats()
 	d.mu.Unlock()
 	r.Live, r.Inactive = recordOf(live), recordOf(inactive) // ask the targets, no lock held
 	return r

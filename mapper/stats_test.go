@@ -182,3 +182,51 @@ func TestStats_NoCostWithoutRegions(t *testing.T) {
 		t.Errorf("%v allocations for each request", n)
 	}
 }
+
+// Regions come back after a kill as they were made, and count again from 0; one that
+// was damaged is lost and the others are not.
+func TestStats_OutliveAKill(t *testing.T) {
+	x := newMachine(t)
+	m, _ := x.start()
+	d := mustCreate(t, m, "d", "0 64 linear 7:0 0")
+	stats(t, d, "@stats_create - 16")
+	stats(t, d, "@stats_create 8+8 /2 2 precise_timestamps histogram:10,20 prog aux")
+	stats(t, d, "@stats_create 0+1 1")
+	stats(t, d, "@stats_delete 0")
+	stats(t, d, "@stats_set_aux 2 other")
+	list := stats(t, d, "@stats_list")
+	if want := "1: 8+8 4 prog aux precise_timestamps histogram:10,20\n2: 0+1 1 - other\n"; list != want {
+		t.Fatalf("%q, want %q", list, want)
+	}
+	restart := func() {
+		t.Helper()
+		kill(m)
+		var problems []RestoreProblem
+		if m, problems = x.start(); len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		d, _ = m.Device(ByName("d"))
+	}
+	for range 2 {
+		restart()
+		if got := stats(t, d, "@stats_list"); got != list {
+			t.Fatalf("after a kill %q, before %q", got, list)
+		}
+		if _, err := d.WriteAt(limit(t), make([]byte, 512), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Fields(stats(t, d, "@stats_print 2")); got[5] != "1" {
+			t.Errorf("one write after a restart: %v", got)
+		}
+	}
+	if got := stats(t, d, "@stats_create 0+2 1"); got != "0" {
+		t.Errorf("the next region has number %s, want 0", got)
+	}
+	restart()
+	rewriteRecord(t, m, d, `"step": 4`, `"step": 0`)
+	restart()
+	if got, want := stats(t, d, "@stats_list"), "0: 0+2 1 - -\n2: 0+1 1 - other\n"; got != want {
+		t.Errorf("with a damaged region %q, want %q", got, want)
+	}
+	kill(m)
+}

@@ -22,7 +22,13 @@ func (d *Device) statsMessage(words []string) (text string, ok bool, err error) 
 	case "create":
 		text, err = d.statsCreate(args)
 	case "delete":
-		err = d.statsOne(args, 1, func(r *statsRegion) error { return d.dropStats(r.id) })
+		err = d.statsOne(args, 1, func(r *statsRegion) error {
+			if err := d.dropStats(r.id); err != nil {
+				return err
+			}
+			d.record()
+			return nil
+		})
 	case "clear":
 		err = d.statsOne(args, 1, func(r *statsRegion) error {
 			for i := range r.areas {
@@ -39,6 +45,7 @@ func (d *Device) statsMessage(words []string) (text string, ok bool, err error) 
 			r.mu.Lock()
 			r.aux = args[1]
 			r.mu.Unlock()
+			d.record()
 			return nil
 		})
 	case "list":
@@ -100,6 +107,10 @@ func (d *Device) statsCreate(args []string) (string, error) {
 		r.aux = rest[1]
 	}
 	d.addStats(r)
+	if err := d.recordErr(); err != nil {
+		_ = d.dropStats(r.id)
+		return "", err
+	}
 	return strconv.Itoa(r.id), nil
 }
 

@@ -2,22 +2,34 @@ package faultrule
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"sort"
 	"sync/atomic"
 	"time"
 )
+
+// Counts are what a rule counts. Any numbers are valid.
+type Counts struct{ Seen, Hits atomic.Uint64 }
 
 // Armed is a rule with its counts. It may be used from several goroutines.
 type Armed struct {
 	ID   int // of the device; never used twice while the device lives
 	Rule Rule
 
-	seen, hits, hanging atomic.Uint64
-	released            chan struct{}
+	counts   *Counts
+	owner    any // of the memory of counts
+	hanging  atomic.Uint64
+	released chan struct{}
 }
 
 // Arm makes a rule that counts from 0.
-func Arm(id int, r Rule) *Armed { return &Armed{ID: id, Rule: r, released: make(chan struct{})} }
+func Arm(id int, r Rule) *Armed { return ArmWith(id, r, new(Counts), nil) }
+
+// ArmWith makes a rule that goes on with counts, which lie in memory that there is as
+// long as owner is reachable.
+func ArmWith(id int, r Rule, counts *Counts, owner any) *Armed {
+	return &Armed{ID: id, Rule: r, counts: counts, owner: owner, released: make(chan struct{})}
+}
 
 // Release lets go whoever waits by this rule, now and later. It is called once,
 // when the rule is cleared.
@@ -27,10 +39,16 @@ func (a *Armed) Release() { close(a.released) }
 func (a *Armed) Released() <-chan struct{} { return a.released }
 
 // Seen is how many requests matched, Hits how many of them were hit.
-func (a *Armed) Seen() uint64 { return a.seen.Load() }
+func (a *Armed) Seen() uint64 {
+	defer runtime.KeepAlive(a)
+	return a.counts.Seen.Load()
+}
 
 // Hits is how many requests were hit.
-func (a *Armed) Hits() uint64 { return min(a.hits.Load(), a.limit()) }
+func (a *Armed) Hits() uint64 {
+	defer runtime.KeepAlive(a)
+	return min(a.counts.Hits.Load(), a.limit())
+}
 
 func (a *Armed) limit() uint64 {
 	switch {
@@ -80,11 +98,12 @@ func Judge(rules []*Armed, op Op, off, n int64) (hits []Hit) {
 
 // judge counts a match and says whether it is hit.
 func (a *Armed) judge() (h Hit, ok bool) {
+	defer runtime.KeepAlive(a) // its counts may lie in memory that ends with the owner
 	if a.Ended() {
 		return Hit{}, false
 	}
 	r := &a.Rule
-	match := a.seen.Add(1)
+	match := a.counts.Seen.Add(1)
 	h = Hit{Armed: a, match: match}
 	if match <= r.After {
 		return h, false
@@ -96,7 +115,7 @@ func (a *Armed) judge() (h Hit, ok bool) {
 	case r.P != 0 && h.chance(ofMatch).Float64() >= r.P:
 		return h, false
 	}
-	hit := a.hits.Add(1)
+	hit := a.counts.Hits.Add(1)
 	if hit > a.limit() {
 		return h, false // others were quicker
 	}
