@@ -26,6 +26,7 @@ type cowFile struct {
 	created bool     // made by make, or by an earlier snapshot create that did not finish
 
 	undos []func() error // what make and writeSidecar did, newest last
+	claim *os.File       // has the lock of a COW file that is being made; see close
 }
 
 // cowWish is what the user said of the COW.
@@ -174,6 +175,9 @@ func (c *cowFile) choose(w cowWish, full int64) error {
 	case c.place.size > 0 && !c.wipe:
 		c.size = c.place.size
 	case w.limit != 0:
+		if w.limit < least {
+			return usagef("--cow-limit %s is too small: with chunks of %s a COW needs %s at least", formatSize(w.limit), formatSize(w.chunk), formatSize(least))
+		}
 		c.size = least
 		if full > 0 {
 			c.size = max(least, min(full, w.limit-w.limit%w.chunk))
@@ -269,8 +273,10 @@ func isBlank(p place) (bool, error) {
 // blankLook is how much of each end of a device is looked at.
 const blankLook = 1 << 20
 
-// make brings the COW into being, durably, before anything is suspended.
-func (c *cowFile) make() error {
+// make brings the COW into being, durably, before anything is suspended. A file is
+// ours alone from then on, until close. One that exists is changed only if taken,
+// which looks again who uses it, finds nobody.
+func (c *cowFile) make(taken func() error) error {
 	if !c.exists {
 		return c.makeNew()
 	}
@@ -278,18 +284,66 @@ func (c *cowFile) make() error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if c.place.block || c.place.device != nil {
-		if c.wipe {
-			err = zeroStart(f, 2*c.chunk) // header and first metadata area
-		}
-	} else {
+	if c.isDevice() {
+		defer f.Close()
+	} else if err := c.take(f); err != nil {
+		return err
+	} else if err := c.stillAsPlanned(); err != nil {
+		return err
+	}
+	if err := taken(); err != nil {
+		return err
+	}
+	switch {
+	case !c.isDevice():
 		err = c.resize(f)
+	case c.wipe:
+		err = zeroStart(f, 2*c.chunk) // header and first metadata area
 	}
 	if err != nil {
 		return fmt.Errorf("the COW %s cannot be prepared: %w", c.path, err)
 	}
 	return f.Sync()
+}
+
+// take claims a COW file for the snapshot that is being made. The lock is one that
+// nobody else takes: not the daemon, nor qemu.
+func (c *cowFile) take(f *os.File) error {
+	c.claim = f
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return c.lost()
+	}
+	return err
+}
+
+// lost is what a command says that comes second with a COW.
+func (c *cowFile) lost() error {
+	return fail(exitBusy, fmt.Errorf("the COW %s has just been made for another snapshot", c.path), "see it with: dmfuse snapshot ls; or choose another file with --cow")
+}
+
+// stillAsPlanned refuses a file that became another since it was looked at.
+func (c *cowFile) stillAsPlanned() error {
+	now, err := fileAt(c.path)
+	if err != nil {
+		return err
+	}
+	was, is := c.place.stat, now.stat
+	if is.Ino != was.Ino || is.Dev != was.Dev || is.Size != was.Size || is.Mtim != was.Mtim {
+		return c.lost()
+	}
+	if blank, err := isBlank(now); err != nil || blank || c.wipe {
+		return err
+	}
+	return c.lost()
+}
+
+// close gives the claim back, when the snapshot is made or all is undone.
+func (c *cowFile) close() {
+	if c.claim != nil {
+		_ = c.claim.Close() // read from and written to before
+		c.claim = nil
+	}
 }
 
 // resize gives an existing file its size, without its old data.
@@ -312,10 +366,15 @@ func (c *cowFile) resize(f *os.File) error {
 // makeNew makes the file: sparse, for its owner alone.
 func (c *cowFile) makeNew() error {
 	f, err := os.OpenFile(c.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return c.lost()
+	case err != nil:
 		return fmt.Errorf("the COW cannot be made: %w", err)
 	}
-	defer f.Close()
+	if err := c.take(f); err != nil {
+		return err // who has it has seen an empty file, and uses it
+	}
 	c.created = true
 	c.undos = append(c.undos, func() error { return os.Remove(c.path) })
 	if err := sized(f, c.size); err != nil {

@@ -69,13 +69,15 @@ func (d *dm) remove(args []string) error {
 		tries = removeTries
 	}
 	st := control.Step{Op: control.OpRemove, Key: key, Deferred: d.o.on("deferred")}
-	for {
-		_, err = d.do(st)
-		tries--
-		if tries == 0 || !errors.Is(err, syscall.EBUSY) || !pause(d.ctx, removePause) {
-			return failed("remove", key, err)
+	return d.tellBrokenOff(func() error {
+		for {
+			_, err := d.do(st)
+			tries--
+			if tries == 0 || !errors.Is(err, syscall.EBUSY) || !pause(d.ctx, removePause) {
+				return failed("remove", key, err)
+			}
 		}
-	}
+	})
 }
 
 // pause waits, and says false when the context ends first.
@@ -96,6 +98,10 @@ func (d *dm) removeAll([]string) error {
 	if d.c == nil {
 		return nil
 	}
+	return d.tellBrokenOff(d.removeEvery)
+}
+
+func (d *dm) removeEvery() error {
 	skipped, err := d.c.RemoveAll(d.ctx)
 	if err != nil {
 		return failed("remove_all", control.Key{}, err)

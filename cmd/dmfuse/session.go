@@ -177,6 +177,12 @@ func (m mapped) isSnapshot() bool {
 	return ok && len(args) >= 4
 }
 
+// isMerge says whether the device is an origin that a snapshot is merged into.
+func (m mapped) isMerge() bool {
+	_, ok := m.only("snapshot-merge")
+	return ok
+}
+
 // snapshotTypes are the targets that show a view of an origin with a COW.
 var snapshotTypes = []string{"snapshot", "snapshot-merge"}
 

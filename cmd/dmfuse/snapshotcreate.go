@@ -94,16 +94,30 @@ func (s *session) resolveBase(p place) (baseOf, error) {
 	if m, ok := s.originOver(p); ok {
 		return baseOf{p, &m, m.SizeBytes}, nil
 	}
+	for _, u := range s.usesOf(p) {
+		if u.role == "origin" && u.device.isMerge() {
+			return baseOf{}, mergeUnderWay(u.device)
+		}
+	}
 	if p.device == nil {
 		return baseOf{p, nil, int64(p.sectors()) * 512}, nil
 	}
 	m, _ := s.deviceOf(p.device.Name)
+	if m.isMerge() {
+		return baseOf{}, mergeUnderWay(m)
+	}
 	args, ok := m.only("snapshot-origin")
 	if !ok || len(args) != 1 {
 		return baseOf{p, nil, p.size}, nil
 	}
 	lower, err := s.findWord(args[0])
 	return baseOf{lower, &m, p.size}, err
+}
+
+// mergeUnderWay is why an origin has no new snapshot for now.
+func mergeUnderWay(m mapped) error {
+	return fail(exitBusy, fmt.Errorf("a snapshot is being merged into %s, which has no new snapshots until that is done", m.Name),
+		"wait for it: dmfuse snapshot merge "+shellQuote(m.Name)+" --wait; see how far it is: dmfuse jobs "+shellQuote(m.Name))
 }
 
 // checkFreezeLimit refuses a limit that is over before anything is frozen.
@@ -222,24 +236,24 @@ func (s *session) checkFrozen(p place) error {
 // before.
 func (s *session) makeSnapshots(ctx context.Context, all []member) (_ control.ApplyReply, frozen []string, err error) {
 	defer func() {
-		if err == nil || outcomeUnknown(err) {
-			return
-		}
 		var undone []error
 		for _, m := range slices.Backward(all) {
-			undone = append(undone, m.cow.undo())
+			if err != nil && !outcomeUnknown(err) {
+				undone = append(undone, m.cow.undo())
+			}
+			m.cow.close()
 		}
 		err = withUndo(err, errors.Join(undone...))
 	}()
 	for _, m := range all {
-		if err := m.cow.make(); err != nil {
+		if err := m.cow.make(func() error { return s.madeMeanwhile(m) }); err != nil {
 			return control.ApplyReply{}, nil, err
 		}
 		if err := m.cow.writeSidecar(m.base, m.o.name); err != nil {
 			return control.ApplyReply{}, nil, err
 		}
 		if err := context.Cause(ctx); err != nil {
-			return control.ApplyReply{}, nil, err
+			return control.ApplyReply{}, nil, s.explain(err, all)
 		}
 	}
 	r, frozen, err := s.applyMembers(ctx, all)

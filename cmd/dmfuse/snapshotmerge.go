@@ -139,10 +139,21 @@ func (s *session) mergeCalled(list []control.Merge, name string) (control.Merge,
 	return list[i], true
 }
 
-// mergeAgain is for a merge that is under way: one that has failed is tried again.
+// mergeAgain is for a merge that is under way: one that has failed is tried again,
+// and a throttle counts from now on.
 func (a *app) mergeAgain(ctx context.Context, s *session, m control.Merge, o mergeOptions) error {
 	if o.keepCOW && !m.KeepCOW {
-		return fail(exitBusy, fmt.Errorf("the merge of %s into %s is under way, without --keep-cow", m.Snapshot, m.Device), "")
+		return fail(exitBusy, fmt.Errorf("the merge of %s into %s is under way, without --keep-cow", m.Snapshot, m.Device),
+			"it goes on as it began; follow it with: dmfuse snapshot merge "+shellQuote(m.Device)+" --wait")
+	}
+	if o.throttle != "" {
+		text, err := s.c.Message(ctx, control.ByName(m.Device), 0, []string{"policy", "throttle=" + o.throttle})
+		if err != nil {
+			return fmt.Errorf("the merge of %s into %s is under way, and its throttle stays as it is: %w", m.Snapshot, m.Device, err)
+		}
+		if strings.HasSuffix(text, "kept=no") {
+			a.note("the throttle counts until the daemon ends: it could not be kept beside the COW")
+		}
 	}
 	jobs, err := s.c.Jobs(ctx, control.ByName(m.Device))
 	if err != nil {

@@ -115,7 +115,29 @@ func (s *session) explain(err error, all []member) error {
 	case errors.Is(err, errFreezeExpired):
 		return fail(exitTimeout, fmt.Errorf("%s not made: %w before %s taken", namesAre(all), err, wasOrWere(all)), "try again with a longer --freeze-limit, or with --no-freeze")
 	}
+	if errorCode(err) == control.CodeInvalid {
+		if other := s.madeMeanwhile(all...); other != nil {
+			err = other
+		}
+	}
 	return fmt.Errorf("%s not made: %w", namesAre(all), stepText(err))
+}
+
+// madeMeanwhile refuses a COW with which another command made a device after this
+// one had looked.
+func (s *session) madeMeanwhile(all ...member) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	now := &session{a: s.a, c: s.c, v: s.v}
+	if err := now.load(ctx); err != nil {
+		return err
+	}
+	for _, m := range all {
+		for _, u := range now.usesOf(m.cow.place) {
+			return fail(exitBusy, fmt.Errorf("%s has just been taken by the device %s", m.cow.place.what(), u.device.Name), "see it with: dmfuse snapshot ls; or choose another COW")
+		}
+	}
+	return nil
 }
 
 // namesAre begins a sentence about the snapshots.

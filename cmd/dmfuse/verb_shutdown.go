@@ -24,10 +24,12 @@ func newShutdownCommand(a *app) *cobra.Command {
 			if dir, err := a.runDir(); err == nil {
 				pid = lockHolder(dir)
 			}
+			merges := a.mergesUnderWay(cmd.Context(), c)
 			if err := c.Shutdown(cmd.Context(), force); err != nil {
 				return err
 			}
 			waitEnd(cmd.Context(), pid)
+			a.sayBrokenOff(merges, nil)
 			return nil
 		},
 	}
