@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"strings"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/snapshot"
@@ -214,6 +215,7 @@ type cowAnswer struct {
 	Needed     *int64             `json:"needed_bytes,omitempty"` // never overflows; where the origin is known
 	Name       string             `json:"name,omitempty"`
 	Store      string             `json:"store,omitempty"`
+	Closed     *time.Time         `json:"closed,omitempty"` // when its snapshot was removed; absent: it was not
 	Origin     string             `json:"origin,omitempty"`
 	OriginSize int64              `json:"origin_size_bytes,omitempty"`
 	Problems   []snapshot.Problem `json:"problems"`
@@ -236,6 +238,10 @@ func (f *cowFacts) answer() cowAnswer {
 	}
 	if f.side != nil {
 		ans.Name, ans.Store = f.side.Name, f.side.Store
+		if c := f.side.Closed; c != nil {
+			t := c.Time.UTC()
+			ans.Closed = &t
+		}
 	}
 	return ans
 }
@@ -262,8 +268,8 @@ func (a *app) cowInfo(f cowFacts) error {
 	if ans.Name != "" {
 		rows = append(rows, []string{"Device:", ans.Name})
 	}
-	if f.side != nil && f.side.Closed != nil {
-		rows = append(rows, []string{"Closed:", f.side.Closed.Time.UTC().Format("2006-01-02 15:04:05")})
+	if ans.Closed != nil {
+		rows = append(rows, []string{"Closed:", ans.Closed.Format("2006-01-02 15:04:05")})
 	}
 	for i, p := range ans.Problems {
 		if i == shownProblems {

@@ -123,6 +123,9 @@ func (s *session) checkStoreFree(p place, readOnly bool) error {
 		if u.role == "base" {
 			return fail(exitBusy, fmt.Errorf("%s is no store of a snapshot: it is the base of the snapshot %s", p.what(), u.device.Name), "see the snapshots there are, with their COWs: dmfuse snapshot ls")
 		}
+		if u.role == "origin" {
+			return fail(exitBusy, fmt.Errorf("%s is no store of a snapshot: it is the origin below the device %s", p.what(), u.device.Name), "see the snapshots there are, with their COWs: dmfuse snapshot ls")
+		}
 		if !u.device.ReadOnly {
 			return fail(exitBusy, fmt.Errorf("%s is used by the %s device %s, which could write to it", p.what(), u.role, u.device.Name), "remove that device first: dmfuse remove "+shellQuote(u.device.Name))
 		}

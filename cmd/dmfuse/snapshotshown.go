@@ -68,6 +68,9 @@ func (a *app) show(ctx context.Context, o shownOptions, words ...string) (all []
 			}
 			return all, err
 		}
+		if len(all) > 0 && s.isOriginOf(p, all[0]) {
+			return all, usagef("%s is the origin of %s, and no other snapshot: leave it out, and the origin is what is compared with", w, all[0].name)
+		}
 		one, err := s.showPlace(ctx, p, w, o)
 		if err != nil {
 			return all, err
@@ -92,6 +95,20 @@ func (s *session) showPlace(ctx context.Context, p place, word string, o shownOp
 		}
 	}
 	return s.showStore(p, word, o)
+}
+
+// isOriginOf says whether a place is what a snapshot is of: below its origin
+// device, or that device.
+func (s *session) isOriginOf(p place, one *shown) bool {
+	o := one.origin
+	if p.device != nil {
+		m, _ := s.deviceOf(p.device.Name)
+		if args, ok := m.only("snapshot-origin", "snapshot-merge"); ok && s.names(args[0], o) {
+			return true
+		}
+		return o.device != nil && o.device.Name == p.device.Name
+	}
+	return o.path != "" && o.device == nil && sameFile(p.path, o)
 }
 
 // merging finds the device that merges into an origin.
@@ -274,16 +291,20 @@ func (s *session) storeOrigin(p place, o shownOptions) (b baseOf, err error) {
 		return b, usagef("the store and its origin are both %s", p.path)
 	}
 	b.size = int64(b.lower.sectors()) * 512
-	return b, s.checkQuiet(b.lower)
+	return b, s.checkQuiet(b.lower, p)
 }
 
-// checkQuiet refuses to read, without a snapshot, what others write.
-func (s *session) checkQuiet(p place) error {
+// checkQuiet refuses to read, for a store, an origin that others write.
+func (s *session) checkQuiet(p, store place) error {
 	for _, u := range s.usesOf(p) {
-		if u.role != "base" && !u.device.ReadOnly {
-			return fail(exitBusy, fmt.Errorf("%s is used by the %s device %s, which could write to it", p.what(), u.role, u.device.Name),
-				"remove that device first: dmfuse remove "+shellQuote(u.device.Name))
+		if u.role == "base" || u.device.ReadOnly {
+			continue
 		}
+		next := "remove that device first: dmfuse remove " + shellQuote(u.device.Name)
+		if u.device.lines[0].Type == "snapshot-origin" {
+			next = fmt.Sprintf("open the store as a snapshot of it, and name that: dmfuse snapshot open %s %s", shellQuote(store.path), shellQuote(u.device.Name))
+		}
+		return fail(exitBusy, fmt.Errorf("%s is used by the %s device %s, which could write to it", p.what(), u.role, u.device.Name), next)
 	}
 	users, err := s.writersOf(p)
 	if err == nil && len(users) > 0 {

@@ -84,7 +84,24 @@ func (u *snapshotUsageInfo) addSpace(ctx context.Context, s *session, m mapped) 
 	if u.Policies, err = s.policies(ctx, m); err != nil {
 		u.Policies = nil // of a table that takes none
 	}
+	if u.Commit == snapshot.CommitStrict && u.CommitWhy == "" {
+		u.CommitWhy = u.whyStrict()
+	}
 	return nil
+}
+
+// whyStrict is what to say of a snapshot that commits first where nothing keeps it
+// from answering first.
+func (u *snapshotUsageInfo) whyStrict() string {
+	for _, p := range u.Policies {
+		if p.Key == "commit" && p.Value == snapshot.CommitStrict {
+			return "as its policy says"
+		}
+	}
+	if u.Asked == 0 {
+		return "until the first write, which settles it"
+	}
+	return "as the kernel does it, unless the policy says commit=lazy"
 }
 
 func (u *snapshotUsageInfo) forecast(space snapshot.Usage) *forecast {
