@@ -163,20 +163,7 @@ func (osSteps) create(path string, data []byte) (string, error) {
 	return f.Name(), err
 }
 
-func (osSteps) sync(tmp string) error         { return syncPath(tmp) }
+func (osSteps) sync(tmp string) error         { return blockdev.SyncPath(tmp) }
 func (osSteps) rename(tmp, path string) error { return os.Rename(tmp, path) }
-func (osSteps) syncDir(path string) error     { return syncPath(filepath.Dir(path)) }
+func (osSteps) syncDir(path string) error     { return blockdev.SyncPath(filepath.Dir(path)) }
 func (osSteps) remove(tmp string)             { _ = os.Remove(tmp) }
-
-// syncPath makes a file or folder durable, whoever wrote it.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}

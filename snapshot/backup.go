@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -53,53 +52,13 @@ func (b Backup) sum() string {
 
 // WriteBackup writes a backup, durably and whole or not at all. What is there may
 // be the only way back to what was, and is never replaced: [os.ErrExist].
-func WriteBackup(path string, b Backup) (err error) {
+func WriteBackup(path string, b Backup) error {
 	b.Sum = b.sum()
 	text, err := json.Marshal(b)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(append(text, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = Publish(f.Name(), path, false)
-	}
-	return err
-}
-
-// Publish gives a file that is complete and durable its name, durably. What is
-// there is only replaced when asked: [os.ErrExist] otherwise.
-func Publish(from, to string, replace bool) error {
-	if replace {
-		if err := os.Rename(from, to); err != nil {
-			return err
-		}
-		return syncDir(filepath.Dir(to))
-	}
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if err == unix.EINVAL || err == unix.ENOSYS { // a file system without it
-		if err = os.Link(from, to); err == nil {
-			err = os.Remove(from)
-		}
-	}
-	if err != nil {
-		return &os.PathError{Op: "create", Path: to, Err: err}
-	}
-	return syncDir(filepath.Dir(to))
+	return blockdev.CreateFile(path, append(text, '\n'))
 }
 
 // ReadBackup reads a backup. One that is damaged is [blockdev.ErrInvalid].

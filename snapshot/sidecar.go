@@ -115,48 +115,13 @@ func ReadSidecar(cow string) (Sidecar, error) {
 
 // WriteSidecar writes the sidecar of a COW file, durably and at once: after a
 // crash there is the old one or the new one. Version and kind are filled in.
-func WriteSidecar(cow string, s Sidecar) (err error) {
+func WriteSidecar(cow string, s Sidecar) error {
 	s.Version, s.Kind = sidecarVersion, sidecarKind
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
 	}
-	path := SidecarPath(cow)
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return blockdev.ReplaceFile(SidecarPath(cow), append(b, '\n'))
 }
 
 // MarkSidecarInvalid notes in the sidecar of a COW file that its snapshot is

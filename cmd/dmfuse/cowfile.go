@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"golang.org/x/sys/unix"
 )
@@ -383,7 +384,7 @@ func (c *cowFile) makeNew() error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(c.path))
+	return blockdev.SyncPath(filepath.Dir(c.path))
 }
 
 // sized sets the size of a file, and explains a limit of its file system.
@@ -404,16 +405,6 @@ func zeroStart(f *os.File, n int64) error {
 		}
 	}
 	return nil
-}
-
-// syncDir makes the entries of a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // undo takes back what was done for the COW, newest first. The data of a file

@@ -59,7 +59,7 @@ func (a *app) repairInto(f cowFacts, o repairOptions) error {
 		err = f.writeNew(out.path, ans.Size, r, o.force)
 	}
 	if err != nil {
-		return fail(exitCode(err), fmt.Errorf("the new store %s is not made: %w", out.path, err), "")
+		return fail(exitCode(err), fmt.Errorf("the new store %s is not made: %w", out.path, err), advice(err))
 	}
 	ans.Losses, ans.Done = r.Losses, true
 	return a.printRepair(ans)
@@ -165,7 +165,7 @@ func (f *cowFacts) writeNew(path string, size int64, r *snapshot.Rebuild, replac
 			return err
 		}
 	}
-	if err = snapshot.Publish(tmp.Name(), path, replace); err != nil {
+	if err = blockdev.Publish(tmp.Name(), path, replace); err != nil {
 		return err
 	}
 	return f.newSidecar(path, r)

@@ -44,7 +44,7 @@ func (r *mergeRecord) path(dir string) string {
 }
 
 // write puts the record in place, durably.
-func (r *mergeRecord) write(dir string) (err error) {
+func (r *mergeRecord) write(dir string) error {
 	r.Version = mergeRecordVersion
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -53,24 +53,7 @@ func (r *mergeRecord) write(dir string) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), r.path(dir))
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return blockdev.ReplaceFile(r.path(dir), append(b, '\n'))
 }
 
 func (r *mergeRecord) remove(dir string) error {

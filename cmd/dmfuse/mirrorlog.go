@@ -201,7 +201,7 @@ func (l *mirrorLog) makeNew(image []byte) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(l.path))
+	return blockdev.SyncPath(filepath.Dir(l.path))
 }
 
 // undo takes back what was done for the log, newest first.

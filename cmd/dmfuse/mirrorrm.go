@@ -109,7 +109,7 @@ func deleteLog(path string) (bool, error) {
 	if err := os.Remove(path); err != nil {
 		return false, err
 	}
-	return true, syncDir(filepath.Dir(path))
+	return true, blockdev.SyncPath(filepath.Dir(path))
 }
 
 // removeRecords takes the records beside files away.

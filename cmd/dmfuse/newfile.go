@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/mirror"
 	"github.com/dmfuse/dmfuse/snapshot"
-	"golang.org/x/sys/unix"
 )
 
 // newFile is a file that comes into being as a whole or not at all: it is
@@ -98,27 +98,12 @@ func (f *newFile) keep() error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.rename(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(f.path))
-}
-
-func (f *newFile) rename() error {
-	if f.replace {
-		return os.Rename(f.Name(), f.path)
-	}
-	err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on every file system
-		if err = os.Link(f.Name(), f.path); err == nil {
-			err = os.Remove(f.Name())
-		}
-	}
-	if errors.Is(err, unix.EEXIST) {
+	err := blockdev.Publish(f.Name(), f.path, f.replace)
+	if errors.Is(err, os.ErrExist) && !f.replace {
 		return fail(exitBusy, fmt.Errorf("%s came into being meanwhile", f.path), "choose another name, or overwrite it with --force")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/spf13/cobra"
@@ -57,7 +58,7 @@ func (a *app) snapshotRm(ctx context.Context, name string, keep bool) error {
 	answer := removedSnapshot{Name: name, COW: s.wordText(m.lines[0].Args[1])}
 	if !keep && !gone {
 		if answer.Deleted, err = deleteCow(p); err != nil {
-			return fmt.Errorf("the snapshot %s is removed, but its COW is not deleted: %w", name, err)
+			return fail(exitFailed, fmt.Errorf("the snapshot %s is removed, but its COW is not deleted: %w", name, err), "if it is of no use any more: rm "+shellQuote(p.path))
 		}
 	}
 	switch {
@@ -149,7 +150,7 @@ func deleteCow(p place) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return true, syncDir(filepath.Dir(p.path))
+	return true, blockdev.SyncPath(filepath.Dir(p.path))
 }
 
 // isMissing says whether a file is not there.
