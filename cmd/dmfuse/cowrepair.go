@@ -234,12 +234,12 @@ func (o repairOptions) backupPath(f cowFacts) (string, error) {
 		}
 		st, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return path, nil
+			return path, checkDir(path, "backup")
 		}
 		if err != nil {
 			return "", err
 		}
-		for _, taken := range []string{f.path, o.origin} {
+		for _, taken := range []string{f.path, f.originPath} {
 			if in, err := os.Stat(taken); taken != "" && err == nil && os.SameFile(st, in) {
 				return "", usagef("--backup %s: it is FILE, or the origin", o.backup)
 			}
