@@ -115,6 +115,10 @@ func (s *session) explain(err error, all []member) error {
 	case errors.Is(err, errFreezeExpired):
 		return fail(exitTimeout, fmt.Errorf("%s not made: %w before %s taken", namesAre(all), err, wasOrWere(all)), "try again with a longer --freeze-limit, or with --no-freeze")
 	}
+	var e *control.Error
+	if errors.As(err, &e) && e.Code == control.CodeBusy && e.Op == control.OpCreate { // somebody was faster
+		return fail(exitBusy, fmt.Errorf("%s not made: %w", namesAre(all), err), "choose another name, or see what it is with: dmfuse table "+shellQuote(e.Device))
+	}
 	if errorCode(err) == control.CodeInvalid {
 		if other := s.madeMeanwhile(all...); other != nil {
 			err = other
