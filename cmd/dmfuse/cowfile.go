@@ -230,6 +230,9 @@ func (s *session) checkCow(c *cowFile, origin place, force bool) error {
 	if err != nil {
 		return err
 	}
+	if now, err := fileAt(p.path); err == nil && p.device == nil && now.size != p.size {
+		return c.lost() // between the two looks
+	}
 	if !empty && !force {
 		what := "data"
 		if found, err := p.probe(); err == nil {
