@@ -56,6 +56,8 @@ type Hooks struct {
 
 	NoTableRecord bool // exceptions of transient stores do not get into the table for the next worker
 
+	NoTableCheck bool // a saved table is good whatever the mark on the store says
+
 	amidMerge func() // called when a step has copied and writes do not wait yet
 }
 
@@ -67,6 +69,8 @@ type Group struct {
 
 	mu      sync.Mutex
 	origins map[blockdev.ID]*origin
+
+	tables sync.Map // the files of saved tables that are of open stores
 
 	cowMu sync.Mutex
 	cows  map[blockdev.ID]*cowUse // COW devices of all snapshots; guarded by cowMu

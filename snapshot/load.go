@@ -41,6 +41,7 @@ type loading struct {
 	check  func(uint64) error // judges a chunk size found on the disk
 	create bool               // a blank device gets a store
 	hooks  Hooks
+	full   fullAreas // what t has already; see takeSaved
 }
 
 // chunk is the chunk size of a new store.
@@ -85,25 +86,37 @@ func openPersistent(cow blockdev.Device, o loading, t *exceptions) (s *persisten
 	if !h.Usable() {
 		return s, false, nil
 	}
-	if err := s.load(cow, t); err != nil {
+	if o.full.areas > 0 {
+		err = s.useTable(cow, o.full, t)
+	} else {
+		err = s.load(cow, t)
+	}
+	if err != nil {
 		return s, true, err
 	}
 	s.noteFresh(cow)
 	return s, true, nil
 }
 
-// load reads the areas up to the terminator. An area that is full must have a
-// readable successor, as the kernel wants it.
+// load reads the areas up to the terminator, but those that are known to be full
+// and are in t. An area that is full must have a readable successor, as the kernel
+// wants it.
 func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 	buf := make([]byte, min(loadWindow, s.areaBytes()))
 	b := bulk{t: t}
-	for a := uint64(0); ; a++ {
+	s.allotted = s.full.areas * s.perArea
+	if s.full.next > 0 {
+		s.newest = s.full.next - 1
+	}
+	s.skipped = s.full.areas
+	for a := s.full.areas; ; a++ {
 		c := s.layout.area(a)
 		if !s.fits(c, cow.Size()) {
 			return fmt.Errorf("%w: metadata area %d (chunk %d) lies beyond the end of the device", blockdev.ErrIO, a, c)
 		}
 		n, err := s.loadArea(cow, c, buf, func(e exception) {
 			s.reserve(e.new)
+			s.inOrder(e.new)
 			b.add(e)
 		})
 		if err != nil {
@@ -115,6 +128,7 @@ func (s *persistent) load(cow blockdev.Device, t *exceptions) error {
 			s.committed = n
 			break
 		}
+		s.full = fullAreas{a + 1, s.newest + 1, s.sum}
 	}
 	b.flush()
 	s.nextFree = s.skipArea(s.nextFree)

@@ -160,6 +160,9 @@ func (m *mergeTarget) merge(ctx context.Context, c *core, st *persistent, b *mer
 		}
 		step.At("merge-copied-again")
 	}
+	if err := c.kept.end(); err != nil {
+		return err
+	}
 	if err := st.drop(m.s.cow, n); err != nil { // barrier: the exceptions before anybody writes
 		return fmt.Errorf("writing exceptions: %w", err)
 	}

@@ -22,10 +22,15 @@ type Notes struct {
 	// Boot is the id of this boot: after a power cut a note says nothing.
 	Boot string
 
-	host  noteHost               // nil: the machine; for tests
-	lazy  bool                   // for tests: where nobody has said so, too
-	watch func([]byte)           // for tests: sees a note after each store to it
-	after func() <-chan struct{} // for tests: when answered writes are committed; nil: a timer
+	// Tables says that the tables of large stores are saved here, too: for the
+	// workers of a keeper (saved.go).
+	Tables bool
+
+	savedMin uint64                 // for tests: saved from so many exceptions on
+	host     noteHost               // nil: the machine; for tests
+	lazy     bool                   // for tests: where nobody has said so, too
+	watch    func([]byte)           // for tests: sees a note after each store to it
+	after    func() <-chan struct{} // for tests: when answered writes are committed; nil: a timer
 }
 
 const notePrefix = "note-"
@@ -50,10 +55,10 @@ func DropNotes(dir string) (n int, err error) {
 	return n, err
 }
 
-// EndSession makes the notes void that any run directory has of the store in the
-// file: for programs that change a store in place.
+// EndSession makes the notes and saved tables void that any run directory has of
+// the store in the file: for programs that change a store in place.
 func EndSession(cow string) error {
-	return machine{}.removeSession(cow)
+	return errors.Join(machine{}.removeSession(cow), notefile.RemoveMark(cow, savedAttr))
 }
 
 // HasSession tells whether a daemon that was killed left the store in the file in

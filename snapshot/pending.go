@@ -279,6 +279,9 @@ func (s *snapshot) commit(c *core, batch []*unit) {
 	s.queue = s.queue[len(batch):]
 	s.wakeLocked()
 	s.mu.Unlock()
+	if c.kept != nil {
+		s.keepSaved(c)
+	}
 }
 
 // endLocked ends one unit of a batch. done is the number of exceptions of this

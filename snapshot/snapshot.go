@@ -80,6 +80,7 @@ type core struct {
 	work    work
 	tickets uint64               // chunks allotted; guarded by mu of the snapshot
 	note    atomic.Pointer[note] // nil: none
+	kept    *keptTable           // nil: the table is not saved
 }
 
 // newSnapshot makes the target.
@@ -206,12 +207,31 @@ func (s *snapshot) open(lost error) (err error) {
 
 // openStore reads the persistent store; with create set, a blank device gets
 // one.
-func (s *snapshot) openStore(create bool) error {
-	t := &exceptions{}
-	check := func(n uint64) error { return checkChunk(n, s.blocks()) }
-	st, usable, err := openPersistent(s.cow, loading{want: s.params.chunk, check: check, create: create, hooks: s.group.o.Hooks}, t)
+func (s *snapshot) openStore(create bool) (err error) {
+	kept, saved, err := s.takeSaved()
 	if err != nil {
 		return err
+	}
+	defer func() {
+		if err != nil && kept != nil {
+			_, _ = kept.remove()
+		}
+	}()
+	check := func(n uint64) error { return checkChunk(n, s.blocks()) }
+	o := loading{want: s.params.chunk, check: check, create: create, hooks: s.group.o.Hooks}
+	st, t, usable, err := s.openWith(saved, o)
+	if err != nil && saved != nil {
+		s.log().WithError(err).Warn("the saved table does not count, and the whole store is read")
+		if _, err := kept.remove(); err != nil {
+			kept = nil
+		}
+		st, t, usable, err = s.openWith(nil, o)
+	}
+	if err != nil {
+		return err
+	}
+	if usable && st.skipped > 0 {
+		s.log().Infof("%d of %d metadata areas were not read: their exceptions stood in the saved table", st.skipped, st.area.Load()+1)
 	}
 	if given := s.params.chunk; given != 0 && given != st.chunk {
 		s.log().Warnf("the store has chunks of %d sectors, not of %d as the table says", uint64(st.chunk), uint64(given))
@@ -230,6 +250,9 @@ func (s *snapshot) openStore(create bool) error {
 		s.log().Errorf("the store names data beyond the end of its COW device: it was damaged or cut off; a check says more")
 	}
 	s.setCore(st, t)
+	c := s.core.Load()
+	c.kept = kept
+	s.keepSaved(c)
 	return nil
 }
 
@@ -350,6 +373,9 @@ func (s *snapshot) Close() error {
 	s.waitIdle()
 	if c := s.core.Load(); c != nil {
 		s.closeNote(c)
+		if err := c.kept.end(); err != nil {
+			s.log().WithError(err).Error("the store was closed all the same")
+		}
 	}
 	s.space.work.Wait()
 	err := s.copier.close()

@@ -26,6 +26,7 @@ type persistent struct {
 	unit  int64 // bytes of metadata written at once: a logical block of the COW
 
 	created   bool        // there was no store before
+	skipped   uint64      // areas that were not read
 	keepSpace atomic.Bool // what is zeroed keeps its space
 
 	// The chunks of this range were a hole of the COW file when the store was
@@ -53,6 +54,9 @@ type persistent struct {
 	committed uint64 // entries of the area on disk, < E
 	sum       uint32 // CRC-32C of all entries, unless rewound
 	rewound   bool   // entries were taken out
+	full      fullAreas
+	newest    Chunk  // of the last entry
+	unordered bool   // the chunks of the log do not ascend, as those of a damaged store
 	tail      []byte // the entries of the block that holds the next one
 	// clean is the offset in the area up to which everything behind the tail
 	// block is known to be zero on disk. Behind it old data may stand: a store
@@ -252,11 +256,21 @@ func (s *persistent) commitToArea(cow blockdev.Device, es []exception, data bool
 		return err
 	}
 	step.At("commit-written")
+	for _, e := range es {
+		s.inOrder(e.new)
+	}
 	if full {
 		step.At("commit-area-full")
 		s.nextArea()
+		s.full = fullAreas{s.area.Load(), s.newest + 1, s.sum}
 	}
 	return nil
+}
+
+// inOrder notes the chunk of the next entry.
+func (s *persistent) inOrder(c Chunk) {
+	s.unordered = s.unordered || c <= s.newest || c < 2 || c > maxNew-maxRun
+	s.newest = c
 }
 
 // zeroBehind makes sure that the list of exceptions ends behind n more

@@ -102,6 +102,9 @@ func (k *kept) take() error {
 	if k.lock, err = lockAfterDead(k.o.runDir); err != nil {
 		return err
 	}
+	if err := snapshot.DropSaved(filepath.Join(k.o.runDir, "state")); err != nil {
+		return fmt.Errorf("what a daemon before saved of its snapshots: %w", err)
+	}
 	if k.takeStored() {
 		return nil
 	}

@@ -192,6 +192,7 @@ type daemon struct {
 	restoring *restoring     // with one, until the devices are there
 	lock      *os.File
 	set       *target.Set // see types
+	snapshots *snapshot.Group
 	manager   *mapper.Manager
 	mount     *fs.Server
 	mountDev  devNum // of the file system that mount is
@@ -281,14 +282,14 @@ func (d *daemon) restore() error {
 	return d.dropNotes()
 }
 
-// dropNotes removes the notes of the last daemon's snapshots that nobody took:
-// from now on their stores may be used without them.
+// dropNotes removes the notes and saved tables of the last daemon's snapshots that
+// nobody took: from now on their stores may be used without them.
 func (d *daemon) dropNotes() error {
 	n, err := snapshot.DropNotes(d.stateDir())
 	if n > 0 {
 		d.log.Warnf("%d notes of snapshots that are not brought back are gone: what was answered last and not flushed is as before there", n)
 	}
-	return err
+	return errors.Join(err, d.snapshots.DropSaved())
 }
 
 // listen puts the control socket in place. It comes last: who gets an answer

@@ -28,9 +28,9 @@ func (d *daemon) types() *target.Set {
 		if d.worker != nil {
 			o.TransientDir = d.stateDir()
 		}
-		origins := snapshot.NewGroup(o)
+		d.snapshots = snapshot.NewGroup(o)
 		mirrors := mirror.Types(mirror.Options{Log: d.log, Notes: mirror.Notes{Dir: o.Notes.Dir, Boot: o.Notes.Boot}})
-		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), origins.Types(), mirrors, clone.Types(clone.Options{}))...)
+		d.set = target.NewSet(slices.Concat(basic.Types(), fault.Types(), d.snapshots.Types(), mirrors, clone.Types(clone.Options{}))...)
 	}
 	return d.set
 }
@@ -44,7 +44,7 @@ func (d *daemon) notes() snapshot.Notes {
 		d.log.WithError(err).Warn("snapshots commit every write before it is answered, and after a kill mirrors without a log copy everything")
 		return snapshot.Notes{}
 	}
-	return snapshot.Notes{Dir: d.stateDir(), Boot: strings.TrimSpace(string(id))}
+	return snapshot.Notes{Dir: d.stateDir(), Boot: strings.TrimSpace(string(id)), Tables: d.worker != nil}
 }
 
 // stateDir holds what a restart is made from.
