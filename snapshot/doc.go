@@ -110,6 +110,12 @@
 // [PlanRebuild] and [Rebuild.Write] make a new one of what is right in it
 // (docs/cow.md). They are for stores that nobody uses.
 //
+// # Large stores
+//
+// The table of a large store is saved for the next worker (saved.go): what stood
+// in full areas, which do not change until a merge. It counts only where nobody can
+// have changed the store; else the store is read.
+//
 // # Locks
 //
 //	origin.gate        passed by each origin write from its first copy to the

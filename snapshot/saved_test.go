@@ -538,7 +538,7 @@ func TestSaved_UnderWrites(t *testing.T) {
 			tb := x.start()
 			rng := rand.New(rand.NewPCG(13, 14))
 			saves := uint64(0)
-			for round := range 6 {
+			for round := range 4 {
 				var writers sync.WaitGroup
 				for w := range 4 {
 					rng := rand.New(rand.NewPCG(uint64(round), uint64(w)))
