@@ -152,9 +152,11 @@ func (x *savedLab) fill(tb *table, rng *rand.Rand, n int) {
 		s.keepSaved(c)
 	}
 	c.kept.work.Wait()
+	s.keepSaved(c) // what became full while the last save ran
+	c.kept.work.Wait()
 }
 
-// runs are all runs of a table, joined.
+// all are the runs of a table, joined.
 func (t *exceptions) all() (all []run) {
 	for at := uint64(0); ; {
 		r, ok := t.nextRun(at)
