@@ -5,5 +5,6 @@
 // does, a process dies at a step whose name is a file in the directory that
 // DMFUSE_TEST_STEPS names. The file goes first, so that one process dies of it.
 // A file that contains "panic" has the process die of itself there; one that
-// contains "hang" has it stand still.
+// contains "hang" has it stand still. A number behind the word is how many processes
+// it is for.
 package step

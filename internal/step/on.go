@@ -5,6 +5,8 @@ package step
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -16,11 +18,20 @@ func At(name string) {
 		return
 	}
 	path := filepath.Join(dir, name)
-	how, err := os.ReadFile(path)
-	if err != nil || syscall.Unlink(path) != nil { // another goroutine was quicker
+	text, err := os.ReadFile(path)
+	if err != nil {
 		return
 	}
-	switch string(how) {
+	how, more, _ := strings.Cut(string(text), " ")
+	if n, _ := strconv.Atoi(more); n > 1 {
+		err = os.WriteFile(path, []byte(how+" "+strconv.Itoa(n-1)), 0o600)
+	} else {
+		err = syscall.Unlink(path)
+	}
+	if err != nil { // another goroutine was quicker
+		return
+	}
+	switch how {
 	case "panic":
 		go panic("a test wants this daemon to die at " + name) // of a goroutine that nobody guards
 	case "hang":

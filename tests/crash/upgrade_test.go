@@ -1,6 +1,8 @@
 package crash
 
 import (
+	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +18,7 @@ import (
 // another version of the state, and by some that do not work: no client sees
 // more than a pause, and there is always one that goes on.
 func TestUpgrade(t *testing.T) {
-	c := kept(t)
+	c := kept(t, "--upgrade-limit", "3s")
 	c.d.Start()
 	c.devices()
 	c.fio("org", "4k", "512k")
@@ -35,6 +37,10 @@ func TestUpgrade(t *testing.T) {
 		{"the same", same, 0},
 		{"no program", noProgram, 1},
 		{"one that ends at once", "/bin/false", 1},
+		{"one that ends well at once", "/bin/true", 1},
+		{"one for another machine", otherMachine(t, same), 1},
+		{"one that is cut off", cutOff(t, same), 1},
+		{"a script", script(t, "exec sleep 1000"), 1},
 	}
 	if harness.Long() { // building it takes most of the time
 		later := otherVersion(t, "2")
@@ -111,6 +117,35 @@ func (c *clients) rounds(after string) {
 	if len(c.errs) > 0 {
 		c.t.Fatalf("after %s: %v", after, <-c.errs)
 	}
+}
+
+// otherMachine is a copy of a program that says it is for another processor.
+func otherMachine(t *testing.T, program string) string {
+	t.Helper()
+	b := readFile(t, program)
+	binary.LittleEndian.PutUint16(b[18:], uint16(elf.EM_S390))
+	return executable(t, "other-machine", b)
+}
+
+// cutOff is a program that was not copied to its end.
+func cutOff(t *testing.T, program string) string {
+	t.Helper()
+	b := readFile(t, program)
+	return executable(t, "cut-off", b[:len(b)/2])
+}
+
+func script(t *testing.T, text string) string {
+	t.Helper()
+	return executable(t, "script", []byte("#!/bin/sh\n"+text+"\n"))
+}
+
+func executable(t *testing.T, name string, content []byte) string {
+	t.Helper()
+	path := filepath.Join(harness.TempDir(t), name)
+	if err := os.WriteFile(path, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // otherVersion is the program, built to write another version of the state.
