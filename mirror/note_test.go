@@ -62,7 +62,7 @@ var notePlans = []notePlan{
 	{name: "flushes", run: func(r *noteRun) {
 		r.tb.settled()
 		r.write(4, 3)
-		parallel(func() { r.flush() }, func() { r.write(8, 2) }, func() { r.flush(); r.write(9, 1); r.flush() })
+		parallel(func() { r.flush() }, func() { r.write(8, 2) }, func() { r.flush(); r.write(10, 1); r.flush() })
 	}},
 	{name: "suspended", run: func(r *noteRun) {
 		r.tb.settled()
