@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/dmfuse/dmfuse/fs"
 	"github.com/dmfuse/dmfuse/keeper"
@@ -99,7 +98,7 @@ func (k *kept) take() error {
 		return err
 	}
 	var err error
-	if k.lock, err = lockAfterDead(k.o.runDir); err != nil {
+	if k.lock, err = lockRunDir(k.o.runDir); err != nil {
 		return err
 	}
 	if err := snapshot.DropSaved(filepath.Join(k.o.runDir, "state")); err != nil {
@@ -195,22 +194,6 @@ func (k *kept) letGo() error {
 		err = errors.Join(err, k.lock.Close())
 	}
 	return err
-}
-
-// lockAfterDead is lockRunDir that waits for a daemon that is dying: the lock
-// ends with the last process that has it, which is the worker of a keeper that
-// was killed.
-func lockAfterDead(dir string) (*os.File, error) {
-	for limit := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		lock, err := lockRunDir(dir)
-		if err == nil || exitCode(err) != exitBusy || time.Now().After(limit) {
-			return lock, err
-		}
-		pid := lockHolder(dir)
-		if dead := pid != 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH); !dead {
-			return nil, err
-		}
-	}
 }
 
 // bindSocket makes the control socket, without rights for others: there is no

@@ -103,12 +103,14 @@ func lockFile(path string, wait bool) (*os.File, error) {
 }
 
 // lockRunDir makes this process the only daemon of a run directory. The file
-// names its pid, for the message of the second one.
+// names its pid, for the message of the second one. One that was killed is waited
+// for: the lock ends with the last process that has it, which is the worker of a
+// keeper that was killed, and with the last of its files.
 func lockRunDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := lockFile(path, false)
-	for late := time.Now().Add(dyingLimit); errors.Is(err, syscall.EWOULDBLOCK) && dying(lockHolder(dir)) && time.Now().Before(late); {
-		time.Sleep(5 * time.Millisecond)
+	for late := time.Now().Add(dyingLimit); errors.Is(err, syscall.EWOULDBLOCK) && over(lockHolder(dir)) && time.Now().Before(late); {
+		time.Sleep(2 * time.Millisecond)
 		f, err = lockFile(path, false)
 	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -134,11 +136,14 @@ func lockRunDir(dir string) (*os.File, error) {
 // dyingLimit is how long a daemon that was killed has to be gone for good.
 const dyingLimit = 10 * time.Second
 
-// dying says that a process was killed and still has files open: its memory is
-// gone, and with it its words.
-func dying(pid int) bool {
+// over says that a process has ended, or was killed and still has files open: its
+// memory is gone, and with it its words.
+func over(pid int) bool {
+	if pid == 0 {
+		return false
+	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return pid != 0 && err == nil && len(b) == 0
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || err == nil && len(b) == 0
 }
 
 // lockHolder is the process that the lock of a run directory names, 0: none.

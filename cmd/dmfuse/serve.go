@@ -252,7 +252,7 @@ func (d *daemon) own() error {
 	if err := makeRunDir(d.o.runDir, d.o.allowOther); err != nil {
 		return err
 	}
-	lock, err := lockAfterDead(d.o.runDir)
+	lock, err := lockRunDir(d.o.runDir)
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,9 +38,7 @@ func newShutdownCommand(a *app) *cobra.Command {
 // waitEnd waits a while for a daemon that has answered to be gone, so that the
 // next command can start another one.
 func waitEnd(ctx context.Context, pid int) {
-	for late := time.Now().Add(dyingLimit); pid != 0 && ctx.Err() == nil && time.Now().Before(late); time.Sleep(2 * time.Millisecond) {
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || len(b) == 0 {
-			return
-		}
+	for late := time.Now().Add(dyingLimit); pid != 0 && !over(pid) && ctx.Err() == nil && time.Now().Before(late); {
+		time.Sleep(2 * time.Millisecond)
 	}
 }
