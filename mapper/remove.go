@@ -89,20 +89,16 @@ func waitClosed(ctx context.Context, closed <-chan struct{}, limit time.Duration
 	}
 }
 
-// destroy takes a claimed device out of the lists and closes its tables, the
-// inactive one first (kernel: dev_remove, __dm_destroy). The caller has the
-// turn.
+// destroy ends the I/O of a claimed device, takes it out of the lists and closes
+// its tables, the inactive one first (kernel: dev_remove, __dm_destroy). The caller
+// has the turn.
 //
 // What a target keeps for a restart is of no use to anybody once the record is
 // gone, so all that was answered is made durable before.
 func (d *Device) destroy(ctx context.Context) {
 	d.dropGuards()
 	d.endFaults()
-	if t := d.live.Load(); t != nil && !d.isSuspended() {
-		if err := t.lastFlush(ctx); err != nil {
-			d.keepFlushError(err)
-		}
-	}
+	d.quiesce(ctx)
 	step.At("remove-flushed")
 	d.m.unregister(d)
 	d.m.state.forget(d)
@@ -114,36 +110,46 @@ func (d *Device) destroy(ctx context.Context) {
 	d.events.end()
 }
 
+// quiesce ends all I/O and flushes what was written, as a suspend does, unless
+// the device is suspended. Nobody has it open, so what is still inside ends by
+// itself.
+func (d *Device) quiesce(ctx context.Context) {
+	if d.isSuspended() {
+		return
+	}
+	t := d.live.Load()
+	d.beginSuspend()
+	if t != nil {
+		t.presuspend(false)
+	}
+	d.shutGate()
+	_ = d.gate.drain(d.m.life)
+	if t != nil {
+		if err := t.lastFlush(ctx); err != nil {
+			d.keepFlushError(err)
+		}
+		t.postsuspend()
+	}
+	d.mu.Lock()
+	d.suspended = true
+	d.mu.Unlock()
+}
+
 // closeTables ends all I/O, flushes what was written and closes both tables.
 // Requests that are queued on a suspended device get an I/O error.
 func (d *Device) closeTables(ctx context.Context) {
 	d.mu.Lock()
-	inactive, suspended := d.inactive, d.suspended
+	inactive := d.inactive
 	d.inactive = nil
 	d.mu.Unlock()
 	var errs []error
 	if inactive != nil {
 		errs = append(errs, inactive.destroy(ctx))
 	}
+	d.quiesce(ctx)
 	t := d.live.Load()
-	if !suspended {
-		d.beginSuspend()
-		if t != nil {
-			t.presuspend(false)
-		}
-		d.shutGate()
-		// Nobody has the device open, so what is still inside ends by itself.
-		_ = d.gate.drain(d.m.life)
-		if t != nil {
-			if err := t.lastFlush(ctx); err != nil {
-				d.keepFlushError(err)
-			}
-			t.postsuspend()
-		}
-	}
 	d.mu.Lock()
 	d.live.Store(nil)
-	d.suspended = true
 	d.mu.Unlock()
 	d.gate.open()
 	if t != nil {

@@ -231,13 +231,10 @@ func TestStates_Remove(t *testing.T) {
 				want += s
 			}
 			if c.live && !c.suspended {
-				add("old flush") // before the record goes
+				add("old presuspend, old flush, old postsuspend") // before the record goes
 			}
 			if c.inactive {
 				add("new close")
-			}
-			if c.live && !c.suspended {
-				add("old presuspend, old flush, old postsuspend")
 			}
 			if c.live {
 				add("old close")

@@ -17,11 +17,12 @@ import (
 // oddStores says of each recorded store what snapshot open does with it: empty
 // opens it, else it is refused with that reason.
 var oddStores = map[string]string{
-	"good": "", "hole": "", "descending": "", "high-first": "", "area-2": "", "chunk-4-as-16": "",
+	"good": "", "descending": "", "high-first": "", "area-2": "", "chunk-4-as-16": "",
 	"valid-2": "", "new-last": "", "short-two": "",
 	"blank-1": "there is no snapshot store", "blank-2": "there is no snapshot store", "magic-zero": "there is no snapshot store",
 	"junk": "this is no snapshot store", "magic-swapped": "this is no snapshot store",
 	"version-2": "version is 2", "chunk-0": "chunk size 0", "chunk-3": "chunk size 3", "chunk-2to22": "chunk size 4194304",
+	"hole":    "an exception is lost here",
 	"old-dup": "has an exception already", "new-dup": "data of another chunk already",
 	"area-full-at-8":    "in chunk 67, which is metadata", // of an area that is not used yet
 	"area-full-no-room": "the list of exceptions does not end",
