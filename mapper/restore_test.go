@@ -2,6 +2,7 @@ package mapper
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -214,6 +215,29 @@ func TestRestore_DamagedRecordIsMovedAside(t *testing.T) {
 				t.Error("the record is still in its place")
 			}
 		})
+	}
+}
+
+// What is no file is moved aside too: a worker that cannot start would be started
+// for ever.
+func TestRestore_NoRegularFile(t *testing.T) {
+	for _, name := range []string{stateFile, eventFileName} {
+		x := newMachine(t)
+		m, _ := x.start()
+		mustCreate(t, m, "d", "0 8 linear 7:0 0")
+		kill(m)
+		path := filepath.Join(x.state, name)
+		if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		m, problems := x.start()
+		if len(problems) != 1 || !strings.Contains(problems[0].Error(), path) {
+			t.Errorf("%s: problems %v", name, problems)
+		}
+		if ds := m.Devices(); len(ds) != 1 || ds[0].Name() != "d" {
+			t.Errorf("%s: devices %v", name, ds)
+		}
+		kill(m)
 	}
 }
 

@@ -75,6 +75,11 @@ func (s *stateDir) load(h *Host) error {
 	}
 	s.boot = strings.TrimSpace(string(boot))
 	path := filepath.Join(s.dir, stateFile)
+	for _, path := range []string{path, filepath.Join(s.dir, eventFileName)} {
+		if fi, err := os.Lstat(path); err == nil && !fi.Mode().IsRegular() {
+			s.problems = append(s.problems, s.setAside(path, errors.New("it is no regular file")))
+		}
+	}
 	if err := s.checkVersions(path); err != nil {
 		return err
 	}

@@ -70,7 +70,11 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 	if err != nil {
 		if len(n.records) > 0 || n.base.generation == 0 {
 			s.early.lost = fmt.Errorf("%w: the writes of the last moment before the kill are lost: %v", blockdev.ErrIO, err)
-			s.log().WithError(err).Errorf("the note of the store does not count, and up to %d chunks that were written last are as before", len(n.records))
+			which := fmt.Sprintf("up to %d chunks", len(n.records))
+			if len(n.records) == 0 { // it could not be read
+				which = "chunks"
+			}
+			s.log().WithError(err).Errorf("the note of the store does not count, and %s that were written last are as before", which)
 		}
 		return nil
 	}
@@ -97,7 +101,7 @@ func (s *snapshot) applyNote(file, cow string, want noteID, st *persistent, t *e
 	if x != nil { // nothing is missed when the mark goes before the note
 		_ = x.rebase(n.records[len(n.records)-1].ticket+1, st.entries(), st.sum)
 	}
-	s.log().Infof("%d chunks that were answered before the kill are committed", len(es))
+	s.log().Infof("%d chunks that the daemon or worker before had answered and not committed are committed", len(es))
 	return nil
 }
 

@@ -52,7 +52,7 @@ func (s *snapshot) tryRestore(lost error) error {
 	case !s.params.persistent:
 		err := s.takeTransient()
 		if errors.Is(err, fs.ErrNotExist) {
-			err = errors.New("a transient store does not outlive the daemon")
+			err = errors.New("there is no table of its exceptions: a transient store does not outlive a keeper, nor a worker when there was no room for the table")
 		}
 		return err
 	}

@@ -156,6 +156,9 @@ func (m *merges) check(req control.MergeRequest) (s, d *mapper.Device, line mapp
 		return s, d, line, nil
 	}
 	origin, ok := onlyLine(d, false)
+	if ok && origin.Type == "snapshot-merge" {
+		return nil, nil, line, control.Errorf(control.CodeBusy, "a snapshot is being merged into %s; see: dmfuse jobs %s", d.Name(), d.Name())
+	}
 	if !ok || origin.Type != "snapshot-origin" || !slices.Equal(origin.Args, line.Args[:1]) {
 		return nil, nil, line, control.Errorf(control.CodeInvalid, "%s is not the origin device of %s", d.Name(), s.Name())
 	}

@@ -42,6 +42,10 @@ const (
 func (d *daemon) beginRestoring() (*restoring, error) {
 	path := filepath.Join(d.stateDir(), restoringFile)
 	r := &restoring{worker: d.worker, deaths: map[uint64]int{}, stop: make(chan struct{}), ended: make(chan struct{})}
+	if fi, err := os.Lstat(path); err == nil && !fi.Mode().IsRegular() {
+		d.log.Errorf("%s is no regular file; it is moved aside", path)
+		_ = os.Rename(path, path+".damaged")
+	}
 	if d.worker.Why != keeper.First {
 		text, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

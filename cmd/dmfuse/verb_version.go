@@ -55,7 +55,10 @@ func (a *app) printVersion(v *control.Version) error {
 	}
 	fmt.Fprintf(a.stdout, "mount:             %s, transport %s\n", v.Mount, v.Transport)
 	for _, p := range v.Restored {
-		fmt.Fprintf(a.stdout, "not brought back:  %s: %s\n", p.Device, p.Text)
+		if p.Device != "" {
+			p.Text = p.Device + ": " + p.Text
+		}
+		fmt.Fprintf(a.stdout, "not brought back:  %s\n", p.Text)
 	}
 	for _, l := range v.Leftovers {
 		fmt.Fprintf(a.stdout, "dead:              %s %s over %s; clear it with: %s\n", l.What, l.Where, l.Over, l.Clear)

@@ -41,8 +41,24 @@ func (d *daemon) inherit() error {
 	if err := os.MkdirAll(d.stateDir(), 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
+	d.missState()
 	d.restoring, err = d.beginRestoring()
 	return err
+}
+
+// missState says when what the worker before had written is gone: its devices are
+// not brought back, and their users get ENOENT.
+func (d *daemon) missState() {
+	if d.worker == nil || d.worker.Why == keeper.First {
+		return
+	}
+	dir := d.stateDir()
+	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	text := "somebody took away " + dir + ": the devices of the worker before are not brought back; what was written last to their snapshots may be lost"
+	d.problems = append(d.problems, control.RestoreProblem{Text: text})
+	d.log.Error(text)
 }
 
 // trial is the check of a program that is to replace another: it must find all
