@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -34,18 +33,7 @@ const notePrefix = "regions-"
 // DropNotes removes the notes in a directory: for a daemon that starts without
 // the devices of the last one.
 func DropNotes(dir string) error {
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range list {
-		if !strings.HasPrefix(e.Name(), notePrefix) {
-			continue
-		}
-		if rerr := os.Remove(filepath.Join(dir, e.Name())); err == nil {
-			err = rerr
-		}
-	}
+	_, err := notefile.Drop(dir, notePrefix, nil)
 	return err
 }
 
@@ -68,13 +56,7 @@ const markAttr = "user.dmfuse.mirror"
 type machine struct{}
 
 func (machine) file(leg target.Lower) (path string, dev, inode uint64, ok bool) {
-	id := leg.ID()
-	if id.Kind != blockdev.IDFile {
-		return "", 0, 0, false
-	}
-	var st unix.Stat_t // another file may have its name by now
-	ok = unix.Stat(leg.Name(), &st) == nil && st.Dev == id.A && st.Ino == id.B
-	return leg.Name(), id.A, id.B, ok
+	return blockdev.FileOf(leg)
 }
 
 func (machine) written(path string) (time.Time, error) {

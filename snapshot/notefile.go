@@ -3,7 +3,6 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/internal/notefile"
 	"github.com/dmfuse/dmfuse/target"
-	"golang.org/x/sys/unix"
 )
 
 // Notes says where the notes of stores are kept (note.go).
@@ -38,22 +36,7 @@ const notePrefix = "note-"
 // DropNotes removes the notes in a directory, and tells how many there were: for
 // a daemon that starts without the devices of the last one, and for what a
 // restart has left.
-func DropNotes(dir string) (n int, err error) {
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	for _, e := range list {
-		if !strings.HasPrefix(e.Name(), notePrefix) {
-			continue
-		}
-		if rerr := os.Remove(filepath.Join(dir, e.Name())); rerr != nil && err == nil {
-			err = rerr
-		}
-		n++
-	}
-	return n, err
-}
+func DropNotes(dir string) (n int, err error) { return notefile.Drop(dir, notePrefix, nil) }
 
 // EndSession makes the notes and saved tables void that any run directory has of
 // the store in the file: for programs that change a store in place.
@@ -105,13 +88,7 @@ const sessionAttr = "user.dmfuse.session"
 type machine struct{}
 
 func (machine) file(cow target.Lower) (path string, dev, inode uint64, ok bool) {
-	id := cow.ID()
-	if id.Kind != blockdev.IDFile {
-		return "", 0, 0, false
-	}
-	var st unix.Stat_t // another file may have its name by now
-	ok = unix.Stat(cow.Name(), &st) == nil && st.Dev == id.A && st.Ino == id.B
-	return cow.Name(), id.A, id.B, ok
+	return blockdev.FileOf(cow)
 }
 
 func (machine) session(path string) (string, error) { return notefile.Mark(path, sessionAttr) }

@@ -44,7 +44,7 @@ const (
 var errStopped = errors.New("stopped")
 
 // DropSaved removes all saved tables in a directory: for a keeper that begins.
-func DropSaved(dir string) error { return dropSaved(dir, func(string) bool { return false }) }
+func DropSaved(dir string) error { return dropSaved(dir, nil) }
 
 // DropSaved removes the saved tables of stores that no snapshot of the group has
 // open: after a restart, as from now on anybody may change those stores.
@@ -53,19 +53,7 @@ func (g *Group) DropSaved() error {
 }
 
 func dropSaved(dir string, keep func(file string) bool) error {
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || dir == "" {
-		return nil
-	}
-	for _, e := range list {
-		file := filepath.Join(dir, e.Name())
-		if !strings.HasPrefix(e.Name(), savedPrefix) || keep(file) {
-			continue
-		}
-		if rerr := os.Remove(file); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) && err == nil {
-			err = rerr
-		}
-	}
+	_, err := notefile.Drop(dir, savedPrefix, keep)
 	return err
 }
 

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/dmfuse/dmfuse/blockdev"
+	"github.com/dmfuse/dmfuse/internal/notefile"
 	"github.com/sirupsen/logrus"
 )
 
@@ -38,15 +38,7 @@ const (
 // DropTables removes the tables of transient stores in a directory: for a daemon
 // that starts anew. Origins may have been written since without a copy.
 func DropTables(dir string) error {
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range list {
-		if strings.HasPrefix(e.Name(), tablePrefix) {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
-		}
-	}
+	_, err := notefile.Drop(dir, tablePrefix, nil)
 	return err
 }
 
