@@ -5,22 +5,24 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dmfuse/dmfuse/internal/step"
 	"golang.org/x/sys/unix"
 )
 
 // ReplaceFile puts data into path so that a reader finds the old content or the
 // new one, whatever happens, and after a return the new one: create, sync, rename,
-// sync of the folder. A kill may leave a file PATH.new-*.
+// sync of the folder. A kill may leave a file PATH.new-*, see [DropUnfinished].
 func ReplaceFile(path string, data []byte) error { return writeFile(path, data, true) }
 
 // CreateFile is ReplaceFile for a path that must be free: [os.ErrExist] otherwise.
 func CreateFile(path string, data []byte) error { return writeFile(path, data, false) }
 
 func writeFile(path string, data []byte, replace bool) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+	f, err := CreateUnfinished(path)
 	if err != nil {
 		return err
 	}
+	defer f.Close() // after the rename, as the lock ends with it
 	defer func() {
 		if err != nil {
 			_ = os.Remove(f.Name())
@@ -29,7 +31,8 @@ func writeFile(path string, data []byte, replace bool) (err error) {
 	if _, err = f.Write(data); err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	step.At("file-written")
+	if err != nil {
 		return err
 	}
 	return Publish(f.Name(), path, replace)
@@ -42,6 +45,7 @@ func Publish(from, to string, replace bool) error {
 		if err := os.Rename(from, to); err != nil {
 			return err
 		}
+		step.At("file-renamed")
 		return SyncPath(filepath.Dir(to))
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/dmfuse/dmfuse/blockdev"
-	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/target"
 )
 
@@ -284,49 +282,11 @@ func decodeState(data []byte, v any) error {
 	return nil
 }
 
-// keepFile is replaceFile where the file has another content: a restart finds most
+// keepFile is [blockdev.ReplaceFile] where the file has another content: a restart finds most
 // records as they are to be, and its clients wait.
 func keepFile(path string, data []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
 		return nil
 	}
-	return replaceFile(path, data)
-}
-
-// replaceFile puts data into path so that a reader finds the old content or the
-// new one, whatever happens: create, sync, rename, sync the directory.
-func replaceFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(data); err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	step.At("record-written")
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	step.At("record-renamed")
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return blockdev.ReplaceFile(path, data)
 }

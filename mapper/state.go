@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/dmfuse/dmfuse/blockdev"
 )
 
 // Files of a state directory.
@@ -82,6 +84,9 @@ func (s *stateDir) load(h *Host) error {
 	}
 	if err := s.checkVersions(path); err != nil {
 		return err
+	}
+	if err := blockdev.DropUnfinished(s.dir, nil); err != nil {
+		return fmt.Errorf("state directory: %w", err)
 	}
 	data, err := os.ReadFile(path)
 	switch {
@@ -171,8 +176,7 @@ func Recorded(dir string) (n int) {
 	return n
 }
 
-// recordSerials lists the records that there are. Files of a write that was cut
-// off are removed.
+// recordSerials lists the records that there are.
 func (s *stateDir) recordSerials() ([]uint64, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -182,10 +186,6 @@ func (s *stateDir) recordSerials() ([]uint64, error) {
 	for _, e := range entries {
 		var n uint64
 		name := e.Name()
-		if strings.HasPrefix(name, ".new-") {
-			_ = os.Remove(filepath.Join(s.dir, name))
-			continue
-		}
 		if _, err := fmt.Sscanf(name, recordPrefix+"%d"+recordSuffix, &n); err == nil &&
 			s.recordPath(n) == filepath.Join(s.dir, name) {
 			out = append(out, n)

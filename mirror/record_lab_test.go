@@ -104,10 +104,10 @@ func (f *recordFiles) read(path string) ([]byte, error) {
 	return f.contents.get(number(f.data[of(path)], int64(slot))), nil
 }
 
-func (f *recordFiles) create(path string, data []byte) (string, error) {
+func (f *recordFiles) create(path string, data []byte) (string, func(), error) {
 	name := of(path)
 	if err := f.check(name); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	slot := int64(number(f.dir[name], 0)) + 1
 	for slot < recordSlots && number(f.data[name], slot) != 0 {
@@ -116,7 +116,7 @@ func (f *recordFiles) create(path string, data []byte) (string, error) {
 	if slot == recordSlots { // a long run begins anew
 		slot = 1
 	}
-	return fmt.Sprintf("%s#%d", name, slot), setNumber(f.data[name], slot, f.contents.add(data))
+	return fmt.Sprintf("%s#%d", name, slot), nil, setNumber(f.data[name], slot, f.contents.add(data))
 }
 
 func split(tmp string) (name string, slot uint64) {
@@ -139,6 +139,7 @@ func (f *recordFiles) rename(tmp, path string) error {
 
 func (f *recordFiles) syncDir(path string) error { return f.dir[of(path)].Flush() }
 func (f *recordFiles) remove(string)             {}
+func (f *recordFiles) dropUnfinished(string)     {}
 
 // recordLab is a lab whose devices have sidecars.
 type recordLab struct {

@@ -56,6 +56,7 @@ func WriteSidecar(file string, s Sidecar) error { return writeSidecar(osSteps{},
 // more. A missing one is no error.
 func RemoveSidecar(file string) error {
 	err := os.Remove(SidecarPath(file))
+	osSteps{}.dropUnfinished(SidecarPath(file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -71,11 +72,12 @@ type steps interface {
 	isFile(dev blockdev.Identified) bool // has a sidecar
 	inode(file string) (uint64, error)
 	read(path string) ([]byte, error)
-	create(path string, data []byte) (tmp string, err error) // a new file beside path
+	create(path string, data []byte) (tmp string, done func(), err error) // a new file beside path, being written until done
 	sync(tmp string) error
 	rename(tmp, path string) error
 	syncDir(path string) error // the folder of path
 	remove(tmp string)
+	dropUnfinished(path string) // removes what kills left
 }
 
 func readSidecar(st steps, file string) (Sidecar, error) {
@@ -117,7 +119,10 @@ func writeSidecar(st steps, file string, s Sidecar, h Hooks) (err error) {
 		return err
 	}
 	path := SidecarPath(file)
-	tmp, err := st.create(path, append(b, '\n'))
+	tmp, done, err := st.create(path, append(b, '\n'))
+	if done != nil {
+		defer done()
+	}
 	if err == nil && !h.NoRecordSync {
 		err = st.sync(tmp)
 	}
@@ -130,6 +135,7 @@ func writeSidecar(st steps, file string, s Sidecar, h Hooks) (err error) {
 		}
 		return err
 	}
+	st.dropUnfinished(path)
 	if h.NoRecordDirSync {
 		return nil
 	}
@@ -151,19 +157,19 @@ func (osSteps) inode(file string) (uint64, error) {
 
 func (osSteps) read(path string) ([]byte, error) { return os.ReadFile(path) }
 
-func (osSteps) create(path string, data []byte) (string, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+func (osSteps) create(path string, data []byte) (string, func(), error) {
+	f, err := blockdev.CreateUnfinished(path)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return f.Name(), err
+	return f.Name(), func() { _ = f.Close() }, err
 }
 
 func (osSteps) sync(tmp string) error         { return blockdev.SyncPath(tmp) }
 func (osSteps) rename(tmp, path string) error { return os.Rename(tmp, path) }
 func (osSteps) syncDir(path string) error     { return blockdev.SyncPath(filepath.Dir(path)) }
 func (osSteps) remove(tmp string)             { _ = os.Remove(tmp) }
+
+// What stays takes space and nothing else.
+func (osSteps) dropUnfinished(path string) { _ = blockdev.DropUnfinishedOf(path) }

@@ -114,14 +114,29 @@ func ReadSidecar(cow string) (Sidecar, error) {
 }
 
 // WriteSidecar writes the sidecar of a COW file, durably and at once: after a
-// crash there is the old one or the new one. Version and kind are filled in.
+// crash there is the old one or the new one. Version and kind are filled in. What
+// kills left of earlier ones is removed.
 func WriteSidecar(cow string, s Sidecar) error {
 	s.Version, s.Kind = sidecarVersion, sidecarKind
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
 	}
-	return blockdev.ReplaceFile(SidecarPath(cow), append(b, '\n'))
+	if err := blockdev.ReplaceFile(SidecarPath(cow), append(b, '\n')); err != nil {
+		return err
+	}
+	_ = blockdev.DropUnfinishedOf(SidecarPath(cow)) // what stays takes space and nothing else
+	return nil
+}
+
+// RemoveSidecar takes the sidecar of a COW file away. A missing one is no error.
+func RemoveSidecar(cow string) error {
+	path := SidecarPath(cow)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = blockdev.DropUnfinishedOf(path)
+	return blockdev.SyncPath(filepath.Dir(path))
 }
 
 // MarkSidecarInvalid notes in the sidecar of a COW file that its snapshot is

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
 	"github.com/dmfuse/dmfuse/mapper"
 )
@@ -122,6 +123,9 @@ func readLeftovers(path string) []control.Leftover {
 }
 
 func writeLeftovers(path string, left []control.Leftover) error {
+	if err := blockdev.DropUnfinishedOf(path); err != nil {
+		return err
+	}
 	if len(left) == 0 {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -132,7 +136,7 @@ func writeLeftovers(path string, left []control.Leftover) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o600)
+	return blockdev.ReplaceFile(path, append(b, '\n'))
 }
 
 // shellQuote makes a word of a command line that a person may paste.

@@ -64,8 +64,11 @@ func (r *mergeRecord) remove(dir string) error {
 }
 
 // readMergeRecords reads all of them, and names what cannot be read, which is
-// moved aside.
+// moved aside. Those that a daemon died over while it wrote them are removed.
 func readMergeRecords(dir string) (list []*mergeRecord, problems []error) {
+	if err := blockdev.DropUnfinished(dir, nil); err != nil {
+		problems = append(problems, err)
+	}
 	paths, _ := filepath.Glob(filepath.Join(dir, "*.json"))
 	for _, path := range paths {
 		r := &mergeRecord{}
@@ -106,6 +109,15 @@ func unmarkMerging(cow place) error {
 	return snapshot.WriteSidecar(cow.path, side)
 }
 
+// dropSidecar removes what stands beside a COW file that was deleted.
+func (r *mergeRecord) dropSidecar() error {
+	side, err := snapshot.ReadSidecar(r.COW)
+	if err != nil || r.KeepCOW || !side.CreatedByUs || side.Inode != r.Inode {
+		return nil
+	}
+	return snapshot.RemoveSidecar(r.COW)
+}
+
 // tidyStore ends a store whose exceptions are all merged: its file is deleted if
 // snapshot create made it, else it is closed as by snapshot rm. One that is not
 // empty stays as it is: somebody else has changed the table.
@@ -115,7 +127,7 @@ func (r *mergeRecord) tidyStore(origin string) (deleted bool, err error) {
 	}
 	cow, err := fileAt(r.COW)
 	if isMissing(err) {
-		return true, nil // before a kill
+		return true, r.dropSidecar() // before a kill
 	}
 	if err != nil || cow.block || cow.stat.Ino != r.Inode {
 		return false, err

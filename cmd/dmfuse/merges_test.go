@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +22,31 @@ import (
 	"github.com/dmfuse/dmfuse/target"
 	"github.com/sirupsen/logrus"
 )
+
+// TestMergeRecords_Unfinished: a record over which a daemon died is gone when the
+// next one begins, and nothing else is.
+func TestMergeRecords_Unfinished(t *testing.T) {
+	dir := t.TempDir()
+	r := &mergeRecord{Device: 21, Name: "monday", COW: "/nosuch"}
+	if err := r.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	f, err := blockdev.CreateUnfinished(r.path(dir))
+	if err == nil {
+		_, err = f.WriteString("{")
+	}
+	if err := errors.Join(err, f.Close(), os.WriteFile(filepath.Join(dir, "20.json.bad"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	list, problems := readMergeRecords(dir)
+	if len(list) != 1 || list[0].Device != 21 || len(problems) > 0 {
+		t.Errorf("%v, %v", list, problems)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if want := []string{filepath.Join(dir, "20.json.bad"), r.path(dir)}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("there is %q (%v), want %q", left, err, want)
+	}
+}
 
 // mergeRig is a daemon without a mount: an origin device disk over a file, a
 // snapshot monday of it, and another one.

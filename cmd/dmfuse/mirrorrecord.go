@@ -290,7 +290,7 @@ func (r *recordPlan) keepSidecar(file string) error {
 	old, err := os.ReadFile(path)
 	switch {
 	case err == nil:
-		r.undos = append(r.undos, func() error { return os.WriteFile(path, old, 0o600) })
+		r.undos = append(r.undos, func() error { return blockdev.ReplaceFile(path, old) })
 	case errors.Is(err, fs.ErrNotExist):
 		r.undos = append(r.undos, func() error { return mirror.RemoveSidecar(file) })
 	default:

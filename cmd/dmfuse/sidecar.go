@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"golang.org/x/sys/unix"
 )
@@ -57,9 +58,9 @@ func (c *cowFile) writeSidecar(b baseOf, name string) error {
 		return fail(exitBusy, fmt.Errorf("%s, where the sidecar of the COW belongs, is something else: %w", path, err), "move it away, or give --cow another name")
 	}
 	if err == nil && !c.wipe {
-		c.undos = append(c.undos, func() error { return os.WriteFile(path, old, 0o600) })
+		c.undos = append(c.undos, func() error { return blockdev.ReplaceFile(path, old) })
 	} else {
-		c.undos = append(c.undos, func() error { return os.Remove(path) })
+		c.undos = append(c.undos, func() error { return snapshot.RemoveSidecar(c.path) })
 	}
 	if err := snapshot.WriteSidecar(c.path, s); err != nil {
 		return fmt.Errorf("the sidecar of the COW cannot be written: %w", err)

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/control"
+	"github.com/dmfuse/dmfuse/internal/step"
 	"github.com/dmfuse/dmfuse/snapshot"
 	"github.com/spf13/cobra"
 )
@@ -85,7 +84,7 @@ func (a *app) dropSidecar(m mapped, keep bool) {
 	if _, err := os.Lstat(path); !isMissing(err) { // made again, by somebody else
 		return
 	}
-	if err := os.Remove(snapshot.SidecarPath(path)); err != nil && !isMissing(err) {
+	if err := snapshot.RemoveSidecar(path); err != nil {
 		a.note("what was noted beside it stays: %v", err)
 	}
 }
@@ -146,11 +145,11 @@ func deleteCow(p place) (bool, error) {
 	}
 	// The file first: a sidecar without its file says nothing, a file without
 	// its sidecar would stay for ever.
-	err = errors.Join(os.Remove(p.path), os.Remove(snapshot.SidecarPath(p.path)))
-	if err != nil {
+	if err := os.Remove(p.path); err != nil {
 		return false, err
 	}
-	return true, blockdev.SyncPath(filepath.Dir(p.path))
+	step.At("cow-deleted")
+	return true, snapshot.RemoveSidecar(p.path)
 }
 
 // isMissing says whether a file is not there.

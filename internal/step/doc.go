@@ -6,5 +6,5 @@
 // DMFUSE_TEST_STEPS names. The file goes first, so that one process dies of it.
 // A file that contains "panic" has the process die of itself there; one that
 // contains "hang" has it stand still. A number behind the word is how many processes
-// it is for.
+// it is for, a second one how many times they pass the step before.
 package step

@@ -3,6 +3,7 @@
 package step
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,7 +24,13 @@ func At(name string) {
 		return
 	}
 	how, more, _ := strings.Cut(string(text), " ")
-	if n, _ := strconv.Atoi(more); n > 1 {
+	times, before, _ := strings.Cut(more, " ")
+	n, _ := strconv.Atoi(times)
+	if passes, _ := strconv.Atoi(before); passes > 0 {
+		_ = os.WriteFile(path, fmt.Appendf(nil, "%s %d %d", how, n, passes-1), 0o600)
+		return
+	}
+	if n > 1 {
 		err = os.WriteFile(path, []byte(how+" "+strconv.Itoa(n-1)), 0o600)
 	} else {
 		err = syscall.Unlink(path)

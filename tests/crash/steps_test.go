@@ -2,7 +2,10 @@ package crash
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -101,6 +104,62 @@ func (c *clients) everything() (end func()) {
 		d.Stop()
 		c.checkAll()
 	}
+}
+
+// TestWorkerKilled_Unfinished has workers die at each file that a merge writes, while it
+// has another name and when it has its own, and when the COW file is deleted and its
+// sidecar is not. The merge comes to its end, and nothing of all this is left. The short
+// run leaves out files.
+func TestWorkerKilled_Unfinished(t *testing.T) {
+	c := stepped(t)
+	c.d.Start()
+	rng := harness.Rand(harness.Seed(t))
+	x := c.newMerging("mrg", 1<<20/sector, rng)
+	stride := harness.Pick(1+rng.IntN(3), 1)
+	for _, step := range []string{"file-written", "file-renamed", "cow-deleted"} {
+		deaths, file := 0, 0
+		for more := true; more; file += stride {
+			dead := func() bool { return false }
+			x.beforeMerge = func() { dead = c.arm(step, fmt.Sprintf("kill 1 %d", file)) }
+			if err := x.round(); err != nil {
+				t.Fatalf("a worker died at the step %s number %d: %v", step, file, err)
+			}
+			if more = dead(); more {
+				deaths++
+			} else if err := os.Remove(c.d.Path("steps", step)); err != nil {
+				t.Fatal(err)
+			}
+			for _, left := range c.unfinished() {
+				t.Fatalf("a worker died at the step %s number %d and %s is left", step, file, left)
+			}
+		}
+		t.Logf("%s: %d deaths", step, deaths)
+		if deaths == 0 {
+			t.Errorf("no worker came to the step %s", step)
+		}
+	}
+	c.d.Stop()
+}
+
+// unfinished lists what is left of files that were being written, and of merged
+// snapshots.
+func (c *clients) unfinished() (left []string) {
+	c.t.Helper()
+	err := filepath.WalkDir(c.d.Dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case path == filepath.Join(c.d.Run, "dev"):
+			return filepath.SkipDir
+		case strings.Contains(e.Name(), ".new-"), strings.Contains(e.Name(), ".ms.cow"):
+			left = append(left, path)
+		}
+		return nil
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return left
 }
 
 // TestWorkerKilled_InUse kills the worker at random moments while everything is in

@@ -209,18 +209,25 @@ type merging struct {
 	seed    atomic.Uint64
 	m       *model.Model
 	rounds  int
+
+	beforeMerge func()
 }
 
 func (c *clients) merges(dev string, sectors int64, rng *rand.Rand) {
 	c.t.Helper()
-	x := &merging{c: c, rng: rng, dev: dev, sectors: sectors, m: model.New(sectors, 1)}
+	c.repeat("merges", c.newMerging(dev, sectors, rng).round)
+}
+
+func (c *clients) newMerging(dev string, sectors int64, rng *rand.Rand) *merging {
+	c.t.Helper()
+	x := &merging{c: c, rng: rng, dev: dev, sectors: sectors, m: model.New(sectors, 1), beforeMerge: func() {}}
 	x.seed.Store(1000)
 	image := c.d.Path(dev + ".img")
 	if err := os.WriteFile(image, x.m.Bytes(), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 	c.d.Must("create", dev, "--table", fmt.Sprintf("0 %d snapshot-origin %s", sectors, image))
-	c.repeat("merges", x.round)
+	return x
 }
 
 // round makes a snapshot, writes to both, merges it while the device is written,
@@ -248,6 +255,7 @@ func (x *merging) round() error {
 	if err := x.shows(name, snap); err != nil {
 		return err
 	}
+	x.beforeMerge()
 	if err := x.begin(name); err != nil {
 		return err
 	}
