@@ -238,6 +238,9 @@ func (m *mirror) newNote() (*regionNote, error) {
 	}
 	note, err := newRegionNote(f, id, m.dirty.n, func(r Region) bool { return m.dirty.inSync(r) && !m.differs[r] })
 	note.stepped = m.o.Notes.stepped
+	if err == nil {
+		err = f.Place()
+	}
 	for _, p := range paths {
 		if err == nil {
 			err = m.o.Notes.machine().setMark(p, hex.EncodeToString(id.session[:]))

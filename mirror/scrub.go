@@ -38,6 +38,7 @@ type scrub struct {
 	cancel     context.CancelFunc // of the step under way; nil between steps
 	started    time.Time
 	ended      time.Time
+	ending     bool // done, and nobody is told before a restart would know it too
 	skipped    int64
 	repaired   int64
 	differing  ranges
@@ -102,7 +103,7 @@ func (m *mirror) startScrub(words []string) error {
 	switch {
 	case m.suspended:
 		return fmt.Errorf("%w: mirror: the device is suspended", blockdev.ErrBusy)
-	case m.scrub != nil && m.scrub.state == ScrubRunning:
+	case m.scrub != nil && (m.scrub.state == ScrubRunning || m.scrub.ending):
 		return fmt.Errorf("%w: mirror: a scrub is running; the message scrub stop ends it", blockdev.ErrBusy)
 	}
 	s.started = time.Now()
@@ -132,6 +133,7 @@ func (m *mirror) stopScrub() error {
 		return fmt.Errorf("%w: mirror: no scrub is running", blockdev.ErrInvalid)
 	}
 	m.scrub.endLocked(ScrubStopped)
+	m.scrub.tellLocked()
 	m.pauseScrubLocked()
 	return nil
 }
@@ -144,13 +146,15 @@ func (m *mirror) pauseScrubLocked() {
 	}
 }
 
-func (s *scrub) endLocked(state ScrubState) {
-	s.state, s.ended = state, time.Now()
+func (s *scrub) endLocked(state ScrubState) { s.state, s.ended = state, time.Now() }
+
+// tellLocked tells that the scrub has ended.
+func (s *scrub) tellLocked() {
 	log := s.m.log().WithField("differing_bytes", s.differing.bytes).WithField("unreadable_bytes", s.unreadable.bytes).WithField("repaired_bytes", s.repaired)
 	if s.differing.count+s.unreadable.count > 0 {
-		log.Warn("scrub " + string(state))
+		log.Warn("scrub " + string(s.state))
 	} else {
-		log.Info("scrub " + string(state))
+		log.Info("scrub " + string(s.state))
 	}
 	s.m.env.Event()
 }
@@ -170,6 +174,9 @@ func (m *mirror) ScrubReport() ScrubReport {
 		UnreadableRanges: s.unreadable.count, UnreadableBytes: s.unreadable.bytes, Unreadable: copyRanges(s.unreadable.list),
 		Problem: s.problem,
 	}
+	if s.ending {
+		r.State, r.Ended = ScrubRunning, time.Time{}
+	}
 	if s.state == ScrubRunning {
 		r.Rate = s.meter.rate(time.Now())
 		if m.suspended {
@@ -187,6 +194,12 @@ func (m *mirror) scrubStep(time.Time) time.Duration {
 	next, keep := m.scrubNext()
 	if keep {
 		m.saveScrub()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.scrub; s != nil && s.ending {
+		s.ending = false
+		s.tellLocked()
 	}
 	return next
 }
@@ -217,6 +230,7 @@ func (m *mirror) scrubNext() (next time.Duration, keep bool) {
 	case s.pos >= m.length:
 		s.bufs = nil
 		s.endLocked(ScrubDone)
+		s.ending = true
 		return 0, true
 	case errors.Is(err, blockdev.ErrBusy):
 		next = scrubPause

@@ -59,8 +59,10 @@ func TestScrub_OutlivesAKill(t *testing.T) {
 		tb.env.Record = r.of(tb)
 		tb.message(start)
 		want := tb.scrubbed()
+		if l := r.all(); !strings.Contains(l[len(l)-1], `"done"`) {
+			t.Errorf("%s: its end is told and not recorded", start)
+		}
 		tb.close()
-		until(t, "the end is recorded", func() bool { l := r.all(); return strings.Contains(l[len(l)-1], `"done"`) })
 		legs := tb.l.contents()
 		delete(legs, "log")
 		texts := r.all()

@@ -112,7 +112,12 @@ func (s *snapshot) makeNote(c *core) (*note, error) {
 		return nil, err
 	}
 	id := noteID{session: session, boot: bootMark(o.Boot), dev: dev, inode: inode, chunk: uint32(c.chunk)}
+	step.At("note-made")
 	n, err := newNote(f, id)
+	if err == nil {
+		err = f.place()
+	}
+	step.At("note-placed")
 	if err == nil {
 		err = h.setSession(path, id.mark())
 	}

@@ -119,6 +119,7 @@ func TestNote_Torn(t *testing.T) {
 type memNote []byte
 
 func (m memNote) bytes() []byte { return m }
+func (m memNote) place() error  { return nil }
 func (m memNote) linked() bool  { return true }
 func (m memNote) close() error  { return nil }
 

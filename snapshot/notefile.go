@@ -36,7 +36,12 @@ const notePrefix = "note-"
 // DropNotes removes the notes in a directory, and tells how many there were: for
 // a daemon that starts without the devices of the last one, and for what a
 // restart has left.
-func DropNotes(dir string) (n int, err error) { return notefile.Drop(dir, notePrefix, nil) }
+func DropNotes(dir string) (n int, err error) {
+	if err := notefile.DropUnplaced(dir, notePrefix); err != nil {
+		return 0, err
+	}
+	return notefile.Drop(dir, notePrefix, nil)
+}
 
 // EndSession makes the notes and saved tables void that any run directory has of
 // the store in the file: for programs that change a store in place.
@@ -62,6 +67,7 @@ func HasSession(cow string) (bool, error) {
 // noteFile is a note as a file.
 type noteFile interface {
 	bytes() []byte
+	place() error // others find it from now on
 	linked() bool // somebody else could find it
 	close() error // unmaps and removes it
 }
@@ -111,6 +117,7 @@ func (machine) create(path string) (noteFile, error) {
 type mapped struct{ f *notefile.File }
 
 func (m mapped) bytes() []byte { return m.f.Bytes() }
+func (m mapped) place() error  { return m.f.Place() }
 func (m mapped) linked() bool  { return m.f.Linked() }
 
 func (m mapped) close() error {

@@ -8,6 +8,13 @@ import (
 	"strings"
 )
 
+// DropUnplaced removes the notes of a directory whose names begin with prefix and
+// that were never placed.
+func DropUnplaced(dir, prefix string) error {
+	_, err := Drop(dir, prefix, func(file string) bool { return !strings.HasSuffix(file, unplaced) })
+	return err
+}
+
 // Drop removes the files of a directory whose names begin with prefix, save those
 // that keep wants (nil: none), and tells how many there were. No directory, or
 // the empty name, has none.

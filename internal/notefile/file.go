@@ -7,22 +7,29 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // File is a note that is mapped.
 type File struct {
-	f   *os.File
-	mem []byte
+	f    *os.File
+	path string
+	mem  []byte
 }
 
+// unplaced is behind the name of a note that nobody is to find.
+const unplaced = ".new"
+
 // Create makes a note of zeros with all its space taken, as a page that has none
-// when it is first written would be a signal. It takes the place of an older one.
+// when it is first written would be a signal. [File.Place] gives it its name: a kill
+// before leaves no note there that says nothing, or half of what it is to say.
 func Create(path string, size int64) (_ *File, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
+	path += unplaced
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -68,7 +75,18 @@ func mapped(f *os.File, size int64) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mapping the note %s: %w", f.Name(), err)
 	}
-	return &File{f, mem}, nil
+	return &File{f, f.Name(), mem}, nil
+}
+
+// Place puts a note that was made where others find it, in the place of an older
+// one.
+func (m *File) Place() error {
+	path := strings.TrimSuffix(m.path, unplaced)
+	if err := os.Rename(m.path, path); err != nil {
+		return err
+	}
+	m.path = path
+	return nil
 }
 
 // takeSpace makes f that long, with fallocate or by writing zeros.
@@ -104,7 +122,7 @@ func (m *File) Remove() error {
 	if unix.Fstat(int(m.f.Fd()), &st) == nil && st.Nlink == 0 {
 		return nil
 	}
-	return os.Remove(m.f.Name())
+	return os.Remove(m.path)
 }
 
 // Unmap ends the use and leaves the note to others.

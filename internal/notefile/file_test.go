@@ -18,6 +18,12 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Open(path, size); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a note that has no place was found: %v", err)
+	}
+	if err := a.Place(); err != nil {
+		t.Fatal(err)
+	}
 	if err := Guard(func() { a.Bytes()[size-1] = 7 }); err != nil {
 		t.Fatal(err)
 	}
@@ -28,6 +34,7 @@ func TestFile(t *testing.T) {
 	if _, err := Open(path, size+1); err == nil {
 		t.Error("a note of another size was opened")
 	}
+	var b *File
 	next, err := Open(path, size)
 	if err != nil || next.Bytes()[size-1] != 7 {
 		t.Fatalf("what the next one sees: %v", err)
@@ -35,8 +42,16 @@ func TestFile(t *testing.T) {
 	if err := next.Unmap(); err != nil {
 		t.Error(err)
 	}
-	b, err := Create(path, size) // takes the place
-	if err != nil {
+	for range 2 { // the first one dies
+		b, err = Create(path, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !a.Linked() {
+		t.Error("the old one is gone before the new one has its place")
+	}
+	if err := b.Place(); err != nil {
 		t.Fatal(err)
 	}
 	if a.Linked() || !b.Linked() {
@@ -66,6 +81,9 @@ func TestGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Unmap()
+	if err := f.Place(); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}

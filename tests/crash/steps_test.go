@@ -141,6 +141,32 @@ func TestWorkerKilled_Unfinished(t *testing.T) {
 	c.d.Stop()
 }
 
+// TestWorkerKilled_NoteBegins has workers die while they make the note of a snapshot.
+// Nothing was answered with it yet, so nothing is lost, and nobody is told so.
+func TestWorkerKilled_NoteBegins(t *testing.T) {
+	c := stepped(t)
+	c.d.Start()
+	base := c.d.Image("base.img", 1<<20)
+	for i, step := range []string{"note-made", "note-placed"} {
+		name := fmt.Sprintf("snap%d", i)
+		c.d.Must("create", name, "--table", fmt.Sprintf("0 2048 snapshot %s %s P 8", base, c.d.Image(name+".cow", 4<<20)))
+		c.d.Must("policy", name, "commit=lazy")
+		dead := c.arm(step, "kill 3")
+		for at := range 4 {
+			if err := command("dd", "if=/dev/zero", "of="+c.d.Dev(name), "bs=4k", "count=1", fmt.Sprint("seek=", at), "conv=notrunc,fsync", "status=none"); err != nil {
+				t.Errorf("a worker died at the step %s: %v", step, err)
+			}
+		}
+		if !dead() {
+			t.Errorf("not three workers came to the step %s", step)
+		}
+	}
+	c.d.Stop()
+	if left, err := filepath.Glob(c.d.Run + "/state/note-*"); len(left) > 0 || err != nil {
+		t.Errorf("notes are left: %q, %v", left, err)
+	}
+}
+
 // unfinished lists what is left of files that were being written, and of merged
 // snapshots.
 func (c *clients) unfinished() (left []string) {
