@@ -82,11 +82,8 @@ var failures = []failure{
 		want: [3]answer{success, held, success}, status: [3]string{"15 AD A", "15 AD A", "15 AD A"}, events: [3]int32{0, 1, 1}},
 	{name: "write after a failed flush", rules: map[string]string{"b": "flush count=1 errno=EIO"},
 		do: func(tb *table, r blockdev.Sector) error {
-			done := start(func() error { return doFlush(tb, r) })
-			until(tb.l.t, "the flush failed", func() bool { return strings.Contains(tb.Status(target.StatusInfo), "D") })
-			err := doWrite(tb, r)
-			tb.l.t.Cleanup(func() { _ = result(tb.l.t, done) })
-			return err
+			tb.failsFirst(func() error { return doFlush(tb, r) })
+			return doWrite(tb, r)
 		},
 		want: [3]answer{success, success, success}, status: [3]string{"15 AD A", "15 AD A", "15 AD A"}, events: [3]int32{0, 1, 1}},
 	{name: "log write", rules: map[string]string{"log": "write,fua errno=EIO"}, do: doWrite,
@@ -95,17 +92,13 @@ var failures = []failure{
 		want: [3]answer{success, held, ioError}, status: [3]string{"16 AA F", "16 AA F", "16 AA F"}, events: [3]int32{1, 1, 1}},
 	{name: "nosync write after a leg failure", rules: map[string]string{"b": "write count=1 errno=EIO"},
 		do: func(tb *table, r blockdev.Sector) error {
-			done := start(func() error { return doWrite(tb, r) })
-			until(tb.l.t, "the leg failed", func() bool { return strings.Contains(tb.Status(target.StatusInfo), "AD") })
-			tb.l.t.Cleanup(func() { _ = result(tb.l.t, done) })
+			tb.failsFirst(func() error { return doWrite(tb, r) })
 			return doWrite(tb, r)
 		},
 		want: [3]answer{success, held, success}, status: [3]string{"15 AD A", "15 AD A", "15 AD A"}, events: [3]int32{0, 1, 1}},
 	{name: "nosync write fails", rules: map[string]string{"b": "write count=1 errno=EIO", "a": "write after=1 errno=EIO"},
 		do: func(tb *table, r blockdev.Sector) error {
-			done := start(func() error { return doWrite(tb, r) })
-			until(tb.l.t, "the leg failed", func() bool { return strings.Contains(tb.Status(target.StatusInfo), "AD") })
-			tb.l.t.Cleanup(func() { _ = result(tb.l.t, done) })
+			tb.failsFirst(func() error { return doWrite(tb, r) })
 			return doWrite(tb, r)
 		},
 		want: [3]answer{ioError, held, ioError}, status: [3]string{"15 AD A", "15 AD A", "15 AD A"}, events: [3]int32{0, 1, 1}},
@@ -153,6 +146,16 @@ func (tb *table) outcome(done <-chan error, already int) (answer, error) {
 		return kindOf(err), err
 	default:
 		return held, nil
+	}
+}
+
+// failsFirst does a request that a leg fails, and returns when it is answered or
+// held: the mark of the leg is set before its regions are out of sync, or before
+// the leg is dropped. What is held ends with the table.
+func (tb *table) failsFirst(do func() error) {
+	done := start(do)
+	if a, _ := tb.outcome(done, 0); a == held {
+		tb.l.t.Cleanup(func() { _ = result(tb.l.t, done) })
 	}
 }
 

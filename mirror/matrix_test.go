@@ -196,9 +196,7 @@ func (x *matrixRun) settledOnce() {
 // matrixSecond loses the region by one write and does another one.
 func matrixSecond(x *matrixRun) error {
 	x.fail("write count=1")
-	first := start(func() error { return x.put(49) })
-	until(x.t, "the leg has failed", func() bool { return strings.Contains(x.legLetters(), "D") })
-	x.t.Cleanup(func() { _ = result(x.t, first) })
+	x.failsFirst(func() error { return x.put(49) })
 	x.mend()
 	return x.put(50)
 }
@@ -216,8 +214,6 @@ func matrixResume(x *matrixRun) error {
 func (x *matrixRun) tableLine(log string) string {
 	return fmt.Sprintf("0 %d mirror disk %s 3 a 0 b 0 c 0%s", matrixSectors, log, x.feats)
 }
-
-func (x *matrixRun) legLetters() string { return strings.Fields(x.Status(target.StatusInfo))[6] }
 
 // newMatrixRun is a mirror in sync, or one that was never resumed.
 func newMatrixRun(t *testing.T, feats string, region blockdev.Sector, bad []string, live bool) *matrixRun {
