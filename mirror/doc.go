@@ -76,7 +76,9 @@
 //     written to. There is no barrier: what system calls wrote outlives a kill.
 //  18. An error of a leg makes the note void: a leg that did not flush may lack what
 //     was written long before. The note says before a flush that there is one: what
-//     no earlier flush covered does not count after a kill in the middle.
+//     no earlier flush covered does not count after a kill in the middle. In memory
+//     there is a note of each core log: when a flush fails, the mirror asks it what
+//     may be lost.
 //  19. A mirror that is resumed removes the marks of other notes from its legs, and
 //     makes its own only when no other table can go on with the legs.
 //
@@ -91,8 +93,9 @@
 //
 //	in sync --first write--> dirty --idle, legs flushed--> in sync
 //	dirty --write fails on a leg, or a flush does--> out of sync
+//	in sync, core log, in no good flush --flush fails--> out of sync
 //	out of sync --chosen--> recovering --copied--> dirty (idle)
-//	recovering --copy fails, or a write does--> out of sync
+//	recovering --copy fails, or a write or a flush does--> out of sync
 //
 // # Differences from the kernel
 //
@@ -101,9 +104,9 @@
 // a time, neighbours in one copy. Regions that fell out of sync or could not be
 // recovered are tried again later without a resume, if the default leg can be
 // trusted. Reads are spread over the legs, unless the table says nosync: then
-// nobody has ever made them equal. When a flush fails, all regions with writes
-// since the last good flush fall out of sync; the kernel only stops clearing
-// their bits. A region that could not be recovered and counts as in sync by the
+// nobody has ever made them equal. When a flush fails, all regions written or copied
+// to since the last good flush fall out of sync, whatever the log; the kernel only
+// stops clearing their bits. A region that could not be recovered and counts as in sync by the
 // kernel's rule (no handle_errors) is read from the default leg, and its bit stays
 // 0 whatever is written to it. Held writes go on when the mirror is in sync again. A read-only
 // table neither recovers nor writes its log.

@@ -217,7 +217,7 @@ func (m *mirror) copiedRecorded(r *run, readErr bool, writeErr uint64, job *kcop
 		m.copyLocked(r) // other legs now
 	default:
 		for i := range r.n {
-			k.setAlike(r.first+i, true)
+			k.setAlike(r.first+i, !m.regions[r.first+i].failed)
 		}
 		k.copies++
 		m.finishLocked(r, true, true)

@@ -98,7 +98,7 @@ func (m *mirror) resyncStateLocked(now time.Time) (target.JobState, string) {
 		return target.JobPaused, "the device is suspended"
 	case m.rec.active > 0:
 		return target.JobRunning, fmt.Sprintf("from leg %d, %s%s; %d regions left", m.def.Load(), source.dev.Name(), m.fillText(), left)
-	case m.keep == nil && source.has(writeError|flushError):
+	case m.keep == nil && source.forgets():
 		return target.JobFailed, fmt.Sprintf("leg %d, %s, lacks writes that were answered, and is not copied over the others; suspend and resume to take it as it is", m.def.Load(), source.dev.Name())
 	case !m.rec.next.IsZero():
 		return target.JobWaiting, fmt.Sprintf("%d regions could not be copied; next try in %v", left, max(m.rec.next.Sub(now), 0).Round(time.Second))

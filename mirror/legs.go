@@ -39,6 +39,9 @@ func (l *leg) ok() bool { return l.errors.Load() == 0 && !l.dropped.Load() }
 
 func (l *leg) has(t errorType) bool { return errorType(l.types.Load())&t != 0 }
 
+// forgets tells whether the leg may have lost what was written to it.
+func (l *leg) forgets() bool { return l.has(writeError | flushError) }
+
 // letter is the character of the leg in the status, the worst mark first
 // (kernel: device_status_char).
 func (l *leg) letter() byte {

@@ -23,7 +23,7 @@ type dirtyLog struct {
 	sync  []atomic.Uint64
 	count atomic.Int64 // ones in sync
 
-	note *regionNote // of a core log; nil: there is none. Guarded by the mirror's lock
+	note *regionNote // of a core log; nil: there is a device. Guarded by the mirror's lock
 
 	// The rest is for logs on a device.
 	dev    target.Lower

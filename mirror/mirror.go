@@ -161,6 +161,9 @@ func (o Options) newMirror(env *target.Env, args []string) (target.Target, error
 	}
 	m.dirty = newLog(Region((uint64(env.Length)+uint64(p.region)-1)/uint64(p.region)), word(env, p))
 	m.dirty.hooks = o.Hooks
+	if !p.disk {
+		m.dirty.note = makeRegionNote(nil, noteID{}, m.dirty.n)
+	}
 	if err := m.open(); err != nil {
 		return nil, err
 	}

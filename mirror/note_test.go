@@ -385,7 +385,7 @@ func TestNote_Nowhere(t *testing.T) {
 			r.tb = r.l.live(noteLine)
 			r.write(3, 2)
 			r.tb.settled()
-			if r.tb.dirty.note != nil {
+			if !r.tb.dirty.note.lost() {
 				t.Error("there is a note")
 			}
 			r.end()
@@ -449,7 +449,7 @@ func TestNote_Machine(t *testing.T) {
 	line := fmt.Sprintf("0 128 mirror core 1 8 2 %s 0 %s 0", legs[0], legs[1])
 	tb := l.live(line)
 	tb.settled()
-	if tb.dirty.note == nil {
+	if tb.dirty.note.lost() {
 		tb.close()
 		t.Skip("no extended attributes here")
 	}

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -119,10 +118,7 @@ func (m *mirror) claimLegs() error {
 	m.mu.Lock()
 	note := m.dirty.note
 	m.mu.Unlock()
-	own := ""
-	if note != nil {
-		own = hex.EncodeToString(note.id.session[:])
-	}
+	own := note.mark()
 	for _, l := range m.legs {
 		path, _, _, ok := h.file(l.dev)
 		if !ok {
@@ -185,7 +181,7 @@ func (m *mirror) fits(note *regionNote, leg string) error {
 	if err != nil {
 		return err
 	}
-	if mark != hex.EncodeToString(note.id.session[:]) && !m.o.Hooks.NoNoteMarks {
+	if mark != note.mark() && !m.o.Hooks.NoNoteMarks {
 		return fmt.Errorf("%s was used since", leg)
 	}
 	written, err := h.written(leg)
@@ -221,7 +217,9 @@ func (m *mirror) startNote() {
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		m.log().WithError(err).Warn("there is no note of the regions: after a kill everything is copied")
 	}
-	m.dirty.note = note
+	if note != nil {
+		m.dirty.note = note
+	}
 }
 
 // newNote makes a note of what is in sync now. The marks come last: with them it
@@ -243,7 +241,7 @@ func (m *mirror) newNote() (*regionNote, error) {
 	}
 	for _, p := range paths {
 		if err == nil {
-			err = m.o.Notes.machine().setMark(p, hex.EncodeToString(id.session[:]))
+			err = m.o.Notes.machine().setMark(p, note.mark())
 		}
 	}
 	if err != nil {
@@ -254,11 +252,22 @@ func (m *mirror) newNote() (*regionNote, error) {
 	return note, nil
 }
 
-// withNote does something with the note, if there is one.
+// withNote does something with the note, which is nil with a log on a device.
 func (m *mirror) withNote(do func(note *regionNote)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	do(m.dirty.note)
+}
+
+// beginFlush notes that all legs are about to be flushed. What it returns is given
+// to endFlush, if that ended well.
+func (m *mirror) beginFlush() (number uint64) {
+	m.withNote(func(note *regionNote) { number = note.beginFlush() })
+	return number
+}
+
+func (m *mirror) endFlush(number uint64) {
+	m.withNote(func(note *regionNote) { note.endFlush(number) })
 }
 
 // dropNote is the end of the mirror.
@@ -268,7 +277,7 @@ func (m *mirror) dropNote() {
 	m.dirty.note = nil
 	note.void()
 	m.mu.Unlock()
-	if note != nil {
+	if note.mark() != "" {
 		m.removeMarks(note)
 	}
 }
@@ -283,7 +292,7 @@ func (m *mirror) removeMarks(note *regionNote) {
 			continue
 		}
 		mark, err := h.mark(path)
-		if err == nil && mark == hex.EncodeToString(note.id.session[:]) {
+		if err == nil && mark == note.mark() {
 			err = h.removeMark(path)
 		}
 		if err != nil {

@@ -223,17 +223,21 @@ func (m *mirror) flushRecorded() error {
 	m.keep.runLate()
 	for {
 		mask := m.keep.active.Load()
+		number := m.beginFlush()
 		failed, first := m.onMask(mask, flushLeg)
 		if failed == 0 {
+			m.endFlush(number)
 			m.saveBroken()
 			return nil
 		}
 		err := m.legsFailed(mask, failed, writeError, first)
 		m.saveBroken()
-		if err != nil && m.keep.in.Load()&^mask != 0 {
+		switch {
+		case err == nil:
+			m.endFlush(number)
+		case m.keep.in.Load()&^mask != 0:
 			continue // a leg that came in meanwhile was not asked
-		}
-		if err != nil {
+		default:
 			m.loseWritten()
 		}
 		return err
@@ -246,11 +250,6 @@ func (m *mirror) loseWritten() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inSync, m.flushFailure = false, true
-	for r, e := range m.regions {
-		if e.state == stateDirty {
-			m.keep.setAlike(r, false)
-		}
-	}
 	m.loseWrittenLocked()
 }
 
@@ -305,7 +304,7 @@ func (m *mirror) readRecorded(ctx context.Context, p []byte, off int64, same boo
 		l := m.legs[i]
 		err := m.readFrom(ctx, l, p, off)
 		switch {
-		case err == nil && m.isIn(i) && !l.has(writeError|flushError):
+		case err == nil && m.isIn(i) && (!l.forgets() || !m.soundIn(tried)):
 			return nil
 		case err == nil && m.pickIn(off, same, tried) < 0:
 			return nil
@@ -320,6 +319,18 @@ func (m *mirror) readRecorded(ctx context.Context, p []byte, off int64, same boo
 			return m.readRange(ctx, p, off)
 		}
 	}
+}
+
+// soundIn tells whether there is a leg that is in, not tried yet and has forgotten
+// nothing.
+func (m *mirror) soundIn(tried uint32) bool {
+	left := m.keep.in.Load() &^ tried
+	for i, l := range m.legs {
+		if left>>i&1 == 1 && !l.forgets() {
+			return true
+		}
+	}
+	return false
 }
 
 // pickIn chooses a leg that is in and not tried yet, -1 if there is none: those

@@ -69,7 +69,7 @@ func (m *mirror) recoverStep(now time.Time) time.Duration {
 		return d
 	}
 	m.rec.next = time.Time{}
-	if l := m.defaultLeg(); m.keep != nil || !l.has(writeError|flushError) {
+	if l := m.defaultLeg(); m.keep != nil || !l.forgets() {
 		// Otherwise it may lack what was answered, and must not win while
 		// somebody could still repair it.
 		m.passLocked(m.rec.from)
@@ -162,6 +162,9 @@ func (m *mirror) drainedLocked(e *entry) {
 
 // copyLocked copies the regions of a run.
 func (m *mirror) copyLocked(r *run) {
+	for i := range r.n {
+		m.regions[r.first+i].failed = false // what failed before does not concern this copy
+	}
 	start := m.regionStart(r.first)
 	count := blockdev.SectorsIn(min(int64(r.n)*m.region, m.length-start))
 	at := func(i int) kcopyd.Region {
@@ -248,19 +251,19 @@ func (m *mirror) copyFailedLocked(r *run, readErr bool, writeErr uint64, why err
 
 // finishLocked ends a run: its regions are in sync, or not, and writes that
 // waited for them go on. A copy that was tried and failed may count as good by
-// the kernel's rule.
+// the kernel's rule. What a flush beside the copy failed for may be lost.
 func (m *mirror) finishLocked(r *run, ok, tried bool) {
 	for i := range r.n {
 		x := r.first + i
 		e := m.regions[x]
 		done := e.done
 		switch {
-		case ok:
+		case ok && !e.failed:
 			m.dirty.setSync(x, true)
 			e.state, e.seq, e.copied, e.done = stateDirty, m.dirty.last(), true, nil
 			m.idleLocked(x, e)
 			step.At("recovery-synced")
-		case tried && m.kernelRule(r):
+		case !ok && tried && m.kernelRule(r):
 			m.dirty.setSync(x, true)
 			m.differs[x] = true // until the next resume its bit stays 0
 			m.differ.Store(true)

@@ -3,9 +3,12 @@ package mirror
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"iter"
+	"math/bits"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -97,9 +100,11 @@ func (id noteID) bytes() []byte {
 // noteSize is the size of the note of that many regions.
 func noteSize(n Region) int64 { return noteAt + 8*(wordBits+3*((int64(n)+31)/32)) }
 
-// regionNote is the note of a mirror that runs. Guarded by mirror.mu.
+// regionNote is the note of a mirror that runs. Without a file it is for the mirror
+// itself, which asks what was written since the last good flush. Guarded by
+// mirror.mu.
 type regionNote struct {
-	file *notefile.File
+	file *notefile.File // nil: there is none, or it counts no more
 	id   noteID
 	vals []uint32 // of the words
 
@@ -205,12 +210,20 @@ func (x *regionNote) store(i int, v uint32) {
 // clean tells whether a region was in sync, with no write under way.
 func (x *regionNote) clean(r Region) bool { return x.bits[r/32]>>(r%32)&1 == 1 }
 
-// lost tells whether there is no note, or none that counts.
+// lost tells whether there is no note, or none that counts for another daemon.
 func (x *regionNote) lost() bool { return x == nil || x.file == nil }
 
-// set makes a region clean or not. Without a note that counts it does nothing.
+// mark is what the legs are marked with; empty: they are not.
+func (x *regionNote) mark() string {
+	if x == nil || x.id.legs == nil {
+		return ""
+	}
+	return hex.EncodeToString(x.id.session[:])
+}
+
+// set makes a region clean or not.
 func (x *regionNote) set(r Region, clean bool) {
-	if x.lost() {
+	if x == nil {
 		return
 	}
 	x.touch()
@@ -240,14 +253,14 @@ func (x *regionNote) oldAt(i int) int   { return wordBits + 2*len(x.bits) + i }
 // begin says that something is about to be told of errors of legs. One that is
 // told of any has no end.
 func (x *regionNote) begin() {
-	if !x.lost() {
+	if x != nil {
 		x.change(wordFlushes, x.vals[wordFlushes]+1)
 	}
 }
 
 // end says that it was told of none.
 func (x *regionNote) end() {
-	if !x.lost() {
+	if x != nil {
 		x.change(wordFlushes, x.vals[wordFlushes]-1)
 	}
 }
@@ -255,7 +268,7 @@ func (x *regionNote) end() {
 // beginFlush says that all legs are about to be flushed. What it returns is given
 // to endFlush.
 func (x *regionNote) beginFlush() (number uint64) {
-	if x.lost() {
+	if x == nil {
 		return 0
 	}
 	x.begin()
@@ -274,7 +287,7 @@ func (x *regionNote) beginFlush() (number uint64) {
 // endFlush says that a flush ended well. What was written before it began is
 // flushed; of that which was written before a later one began it is not known.
 func (x *regionNote) endFlush(number uint64) {
-	if x.lost() || number == 0 {
+	if x == nil || number == 0 {
 		return
 	}
 	if number == x.begun {
@@ -286,13 +299,34 @@ func (x *regionNote) endFlush(number uint64) {
 	x.end()
 }
 
+// unflushed gives the regions that were written or copied to and are in no good
+// flush.
+func (x *regionNote) unflushed() iter.Seq[Region] {
+	return func(yield func(Region) bool) {
+		if x == nil {
+			return
+		}
+		for _, list := range [][]int{x.fresh, x.aged} {
+			for _, i := range list {
+				for w := x.young[i] | x.old[i]; w != 0; w &= w - 1 {
+					if !yield(Region(i)*32 + Region(bits.TrailingZeros32(w))) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
 // change gives a word a value.
 func (x *regionNote) change(i int, v uint32) {
-	if x.file == nil || x.vals[i] == v {
+	if x.vals[i] == v {
 		return
 	}
 	x.vals[i] = v
-	x.put(i, v)
+	if x.file != nil {
+		x.put(i, v)
+	}
 }
 
 func (x *regionNote) put(i int, v uint32) {

@@ -31,7 +31,7 @@ type entry struct {
 
 	done   chan struct{} // recovering: closed at its end
 	run    *run          // recovering, waits for writes
-	failed bool          // recovering, and a write failed meanwhile
+	failed bool          // recovering, and a write or a flush failed meanwhile
 }
 
 // class says what becomes of a write (kernel: do_writes).
@@ -208,12 +208,24 @@ func (m *mirror) loseLocked(r Region) {
 	m.loops.wake(loopRecover)
 }
 
-// loseWrittenLocked makes all regions out of sync that were written since the
-// last good flush of the legs.
+// loseWrittenLocked makes all regions out of sync that were written or copied to
+// since the last good flush of the legs. A log on a device has them as dirty.
 func (m *mirror) loseWrittenLocked() {
-	for r, e := range m.regions {
-		if e.state == stateDirty {
-			m.loseLocked(r)
+	lose := func(r Region) {
+		if m.keep != nil {
+			m.keep.setAlike(r, false)
 		}
+		m.loseLocked(r)
+	}
+	for r, e := range m.regions {
+		switch {
+		case e.state == stateDirty:
+			lose(r)
+		case e.state == stateRecovering && e.run == nil: // is being copied
+			e.failed = true
+		}
+	}
+	for r := range m.dirty.note.unflushed() {
+		lose(r)
 	}
 }

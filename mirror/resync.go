@@ -55,7 +55,7 @@ func (m *mirror) mayRecoverLocked() error {
 	if !m.rec.on {
 		return fmt.Errorf("%w: mirror: suspended or read-only", blockdev.ErrBusy)
 	}
-	if l := m.defaultLeg(); m.keep == nil && l.has(writeError|flushError) {
+	if l := m.defaultLeg(); m.keep == nil && l.forgets() {
 		return fmt.Errorf("%w: mirror: the default leg %s lacks writes that were answered; suspend and resume to take it as it is", blockdev.ErrInvalid, l.dev.Name())
 	}
 	return nil

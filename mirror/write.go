@@ -177,10 +177,9 @@ func (m *mirror) Flush(ctx context.Context) error {
 		stopped := m.logStops(err) && !m.over()
 		if !stopped {
 			var mask uint64
-			var number uint64
-			m.withNote(func(note *regionNote) { number = note.beginFlush() })
+			number := m.beginFlush()
 			if mask, err = m.flushLegs(); mask == 0 {
-				m.withNote(func(note *regionNote) { note.endFlush(number) })
+				m.endFlush(number)
 				return nil
 			}
 			m.flushFailed(mask, err)
