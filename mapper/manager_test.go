@@ -3,6 +3,7 @@ package mapper
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,6 +233,40 @@ func TestRemove_WaitsForALateRelease(t *testing.T) {
 	if err := end(t, "remove", done); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAwaitClosed: the moment is for releases of the file alone, and has an end.
+func TestAwaitClosed(t *testing.T) {
+	m, _ := newManager(t, func(o *Options) { o.ReleaseWait = 10 * time.Second })
+	d := mustCreate(t, m, "d", "0 8 zero")
+	for range 2 {
+		if err := d.Open(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var opens atomic.Int32
+	done := later(func() error { opens.Store(int32(d.AwaitClosed(limit(t)))); return nil })
+	for range 2 {
+		for waits := false; !waits; {
+			d.mu.Lock()
+			waits = d.closed != nil
+			d.mu.Unlock()
+			time.Sleep(time.Millisecond) // sleep: between two looks at what the operation did
+		}
+		d.Release()
+	}
+	if err := end(t, "wait", done); err != nil || opens.Load() != 0 {
+		t.Errorf("open %d times, %v", opens.Load(), err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := d.Open(false); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.AwaitClosed(ctx); n != 1 {
+		t.Errorf("open %d times, want 1", n)
+	}
+	d.Release()
 }
 
 func TestRemove_WaitHasAnEnd(t *testing.T) {

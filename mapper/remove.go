@@ -66,10 +66,30 @@ func (d *Device) claim(deferred bool) (closed <-chan struct{}, busy error) {
 	if d.tableOpens > 0 {
 		return nil, busy
 	}
+	return d.closesLocked(), busy
+}
+
+// closesLocked is closed at the next release.
+func (d *Device) closesLocked() <-chan struct{} {
 	if d.closed == nil {
 		d.closed = make(chan struct{})
 	}
-	return d.closed, busy
+	return d.closed
+}
+
+// AwaitClosed gives a late release of the device's file the moment that Remove
+// gives it, and tells how often the device is open then.
+func (d *Device) AwaitClosed(ctx context.Context) (opens int) {
+	limit := time.Now().Add(d.m.o.ReleaseWait)
+	for {
+		d.mu.Lock()
+		opens, late := d.fileOpens+d.tableOpens, d.tableOpens == 0
+		closes := d.closesLocked()
+		d.mu.Unlock()
+		if opens == 0 || !late || !waitClosed(ctx, closes, time.Until(limit)) {
+			return opens
+		}
+	}
 }
 
 // waitClosed reports whether closed was closed within limit.

@@ -26,7 +26,7 @@ import (
 func (m *merges) Begin(ctx context.Context, req control.MergeRequest) (control.Merge, error) {
 	m.turn.Lock()
 	defer m.turn.Unlock()
-	s, d, line, err := m.check(req)
+	s, d, line, err := m.check(ctx, req)
 	if err != nil {
 		return control.Merge{}, err
 	}
@@ -123,7 +123,7 @@ func mergeSteps(s, d *mapper.Device, line mapper.Line) []control.Step {
 
 // check refuses what cannot be merged. The command has looked at who uses the
 // devices; here is what must be so in any case.
-func (m *merges) check(req control.MergeRequest) (s, d *mapper.Device, line mapper.Line, err error) {
+func (m *merges) check(ctx context.Context, req control.MergeRequest) (s, d *mapper.Device, line mapper.Line, err error) {
 	if _, ok := kcopyd.ParseLimit(req.Throttle); !ok && req.Throttle != "" {
 		return nil, nil, line, control.Errorf(control.CodeInvalid, "throttle %q: expected a percentage, 0 to 100, or bytes a second, like 10m/s", req.Throttle)
 	}
@@ -132,6 +132,9 @@ func (m *merges) check(req control.MergeRequest) (s, d *mapper.Device, line mapp
 	}
 	if d, err = m.manager.Device(mapper.ByName(req.Device)); err != nil {
 		return nil, nil, line, err
+	}
+	if s != d {
+		s.AwaitClosed(ctx)
 	}
 	line, ok := onlyLine(s, false)
 	if !ok || line.Type != "snapshot" || len(line.Args) < 4 {

@@ -260,7 +260,7 @@ func mergeKilledAt(t *testing.T, base bool, at int) (more bool) {
 	r := newMergeRig(t, base)
 	ctx := context.Background()
 	r.merges.apply = r.server.Apply
-	s, d, line, err := r.merges.check(control.MergeRequest{Snapshot: "monday", Device: r.carrier()})
+	s, d, line, err := r.merges.check(context.Background(), control.MergeRequest{Snapshot: "monday", Device: r.carrier()})
 	if err != nil {
 		t.Fatal(err)
 	}
