@@ -104,6 +104,7 @@ func (z *frozen) start(f freezer, limit time.Duration) error {
 	z.cmd = exec.Command(f.command[0], append(f.command[1:], limit.String(), strconv.Itoa(len(z.dirs)))...)
 	z.cmd.Args = append(z.cmd.Args, f.until.args()...)
 	z.cmd.Env = append(os.Environ(), f.env...)
+	z.cmd.Dir = "/" // it keeps no file system busy but those that it freezes
 	z.cmd.ExtraFiles = z.dirs
 	switch {
 	case f.until != nil: // the lock is for the moment of freezing only
@@ -311,6 +312,9 @@ func holdFrozen(args []string, in io.Reader, out io.Writer) int {
 	case <-time.After(limit):
 	}
 	thaw()
+	for i := range count { // who was told of the end may unmount
+		_ = unix.Close(3 + i)
+	}
 	until.forget()
 	fmt.Fprintln(out, word)
 	return exitDone

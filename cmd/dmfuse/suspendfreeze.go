@@ -22,7 +22,7 @@ import (
 //     when the command ends and thaws when the device runs again, whoever resumed
 //     it, when the device or the daemon is gone, or when the limit passes.
 //  2. Until it thaws, R/frozen/MINOR says what is frozen, locked by the holder.
-//     resume returns when the holder has thawed; a record without a lock is that
+//     resume returns when the holder has thawed and has nothing of it open; a record without a lock is that
 //     of a holder that was killed, and the next resume or suspend thaws.
 //  3. A resume that brings in a table while the device runs suspends it for a
 //     moment, with the file system frozen around that.

@@ -19,6 +19,9 @@ const uringParam = "/sys/module/fuse/parameters/enable_uring"
 // for and cannot be had, the test program ends: without an error, but in CI with
 // one.
 func UseTransport() (restore func()) {
+	if fs.Transport(os.Getenv("DMFUSE_TRANSPORT")) == fs.TransportGoFuse {
+		withoutPreemption()
+	}
 	if fs.Transport(os.Getenv("DMFUSE_TRANSPORT")) != fs.TransportURing {
 		return func() {}
 	}
@@ -32,6 +35,26 @@ func UseTransport() (restore func()) {
 	}
 	os.Exit(0)
 	return nil
+}
+
+// withoutPreemption runs the test program again so that the Go runtime sends it no
+// signals, which it does to threads that are long in a call: go-fuse takes each for
+// an interrupt, and the call fails with EINTR.
+func withoutPreemption() {
+	const off = "asyncpreemptoff=1"
+	debug := os.Getenv("GODEBUG")
+	if strings.Contains(debug, off) {
+		return
+	}
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Setenv("GODEBUG", strings.TrimPrefix(debug+","+off, ","))
+	}
+	if err == nil {
+		err = unix.Exec(self, os.Args, os.Environ())
+	}
+	fmt.Println("the test program cannot be run again:", err)
+	os.Exit(1)
 }
 
 // EnableURing switches FUSE over io_uring on for new mounts, until restore is

@@ -107,6 +107,15 @@ func TestCowRepair_Killed(t *testing.T) {
 		rounds = 200
 	}
 	rng := rand.New(rand.NewPCG(20261128, 9))
+	if err := os.WriteFile(cow, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	harness.Must(t, harness.Binary(t), "cow", "repair", cow, "--backup", undo)
+	whole := time.Since(began)
+	if err := os.Remove(undo); err != nil {
+		t.Fatal(err)
+	}
 	halfway := 0
 	for round := range rounds {
 		if err := os.WriteFile(cow, bad, 0o600); err != nil {
@@ -116,7 +125,7 @@ func TestCowRepair_Killed(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		end := time.AfterFunc(time.Duration(rng.Int64N(int64(40*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		end := time.AfterFunc(time.Duration(rng.Int64N(int64(whole*5/4))), func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
 		end.Stop()
 		now, err := os.ReadFile(cow)

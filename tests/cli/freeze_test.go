@@ -102,7 +102,7 @@ func suspendStuck(t *testing.T, c *control.Client) (ended chan error) {
 				return false
 			default:
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			_, err := c.Apply(ctx) // no steps: only waits for its turn
 			cancel()
 			if errors.Is(err, context.DeadlineExceeded) {
