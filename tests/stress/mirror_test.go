@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,11 +101,11 @@ func (x *mirrors) swap(name, table string) {
 
 // running is fio at work.
 type running struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	out  *bytes.Buffer
-	stop context.CancelFunc
-	done chan error
+	t     *testing.T
+	again atomic.Bool   // when it has ended
+	out   *bytes.Buffer // of the last time; to be read when it is done
+	stop  context.CancelFunc
+	done  chan error
 }
 
 // fioArgs write part k of n of the device, and verify it.
@@ -117,8 +118,9 @@ func (x *mirrors) fioArgs(k, n int64) []string {
 	}
 }
 
-// start has fio write the device for about that long, verifying as it goes.
-func (x *mirrors) start(about time.Duration, args []string) *running {
+// start has fio write the device for about that long, verifying as it goes; with
+// again, once more and once more until that is taken back.
+func (x *mirrors) start(about time.Duration, again bool, args []string) *running {
 	x.t.Helper()
 	const block = 18 << 10 // on the average
 	rate := max(1, int64(float64(x.sectors*sector/block)/about.Seconds()))
@@ -127,14 +129,22 @@ func (x *mirrors) start(about time.Duration, args []string) *running {
 		x.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	r := &running{t: x.t, out: new(bytes.Buffer), stop: cancel, done: make(chan error, 1)}
-	r.cmd = exec.CommandContext(ctx, path, append(args[1:], fmt.Sprintf("--rate_iops=%d", rate))...)
-	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
-	r.cmd.WaitDelay = 5 * time.Second
-	if err := r.cmd.Start(); err != nil {
-		x.t.Fatal(err)
-	}
-	go func() { r.done <- r.cmd.Wait() }()
+	r := &running{t: x.t, stop: cancel, done: make(chan error, 1)}
+	r.again.Store(again)
+	args = append(args[1:], fmt.Sprintf("--rate_iops=%d", rate))
+	go func() {
+		for {
+			r.out = new(bytes.Buffer)
+			cmd := exec.CommandContext(ctx, path, args...)
+			cmd.Stdout, cmd.Stderr = r.out, r.out
+			cmd.WaitDelay = 5 * time.Second
+			err := cmd.Run()
+			if err != nil || strings.Contains(r.out.String(), "verify:") || !r.again.Load() {
+				r.done <- err
+				return
+			}
+		}
+	}()
 	x.t.Cleanup(cancel)
 	return r
 }
@@ -153,19 +163,20 @@ func (r *running) finish() {
 }
 
 // during runs fio and the steps beside it, over and over until it has ended; with
-// once, they run once, and fio must not have ended before.
+// once, they run once. fio goes on until they have been done.
 func (x *mirrors) during(once bool, steps func()) {
 	x.t.Helper()
-	r := x.start(harness.Pick(700*time.Millisecond, 20*time.Second), x.fioArgs(0, 1))
+	r := x.start(harness.Pick(700*time.Millisecond, 20*time.Second), true, x.fioArgs(0, 1))
 	harness.Eventually(x.t, 20*time.Second, "fio writes", func() bool { return !r.busy() || x.changed() })
 	n := 0
 	for ; r.busy() && (!once || n == 0); n++ {
 		steps()
-	}
-	if n == 0 || once && !r.busy() {
-		x.t.Errorf("fio ended before the mirror was in trouble: this tried nothing (%s)", r.out)
+		r.again.Store(false)
 	}
 	r.finish()
+	if n == 0 {
+		x.t.Error("nothing happened to the mirror: this tried nothing")
+	}
 }
 
 // changed tells whether something was written to the first leg.
@@ -330,7 +341,7 @@ func (x *mirrors) duringKill() {
 			x.t.Fatalf("fio: %v", r)
 		}
 		other := slices.Concat(x.fioArgs(1, 2), []string{"--loops=1000"})
-		r := x.start(time.Second, other)
+		r := x.start(time.Second, false, other)
 		harness.Eventually(x.t, 20*time.Second, "requests are under way", func() bool { return waitingRequests(x.t, x.d) > 0 })
 		x.d.Kill()
 		err := <-r.done
