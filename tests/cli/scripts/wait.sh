@@ -26,9 +26,10 @@ gone() { ! dmsetup info $P-w2 >/dev/null 2>&1; }
 until_true 20 gone
 
 dmsetup create $P-r --table "0 8 zero"
-(exec 9<$DM/$P-r; touch "$WORK/open"; sleep 1) &
+(exec 9<$DM/$P-r; touch "$WORK/open"; until [ -e "$WORK/close" ]; do sleep 0.1; done) &
 until_true 10 test -e "$WORK/open"
 refuses dmsetup remove $P-r
+(sleep 0.5; touch "$WORK/close") &
 dmsetup remove --retry $P-r
 wait
 
