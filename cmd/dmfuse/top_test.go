@@ -86,7 +86,7 @@ func TestTop(t *testing.T) {
 			}
 		}
 	}()
-	got := m.run("", "dmfuse", "top", "-J", "--interval", "50ms", "--iterations", "3")
+	got := m.run("", "dmfuse", "top", "-J", "--interval", "200ms", "--iterations", "3")
 	close(stop)
 	<-done
 	lines := strings.Split(strings.TrimSpace(got.Stdout), "\n")
