@@ -19,7 +19,9 @@
 //     same load to the byte.
 //  4. A peer that is not installed, or cannot do a load, has a row that says so.
 //     A failure of dmfuse ends the run with an error.
-//  5. Everything that is started is registered for its end at once. Ctrl-C
+//  5. In memory the pages that a load needs anew were in use just before: else the
+//     host of a virtual machine decides what a first write costs.
+//  6. Everything that is started is registered for its end at once. Ctrl-C
 //     leaves nothing behind; when this program is killed, what it started ends
 //     and unmounts, and only files are left (dmfuse-bench-*).
 package main

@@ -101,7 +101,7 @@ func (p *place) do(ctx context.Context, k task, o options) (row row, err error) 
 			if row.failed(s.name) {
 				continue
 			}
-			err := installed(s.needs...)
+			err := errors.Join(installed(s.needs...), p.warm())
 			var figure float64
 			if err == nil {
 				figure, err = s.do(ctx, p, o)
