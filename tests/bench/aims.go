@@ -72,6 +72,7 @@ func aims() []aim {
 		{Row: "disk/read-beside", Subject: nameBesideResync, Against: nameAlone, AtLeast: 0.7},
 		{Row: "disk/read-beside", Subject: nameBesideMerge, Against: nameAlone, AtLeast: 0.7},
 		{Row: "memory/resync", Subject: nameResync, Against: nameBest, AtLeast: 1},
+		{Row: "memory/copy-4GiB", Subject: nameResync, Against: nameBest, AtLeast: 1},
 		{Row: "disk/resync", Subject: nameResync, Against: nameBest, AtLeast: 1},
 		{Row: "memory/resync-sparse", Subject: nameSparseNew, Against: nameResync, AtLeast: 10},
 		{Row: "memory/create-1000", Subject: nameCreate, AtMost: 2},

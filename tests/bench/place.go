@@ -24,6 +24,8 @@ type place struct {
 	self     string // this program
 	subjects []subject
 
+	larger *place // within this one, with a base of 4 GiB; nil: not needed yet
+
 	daemons map[string]*daemon // by the program they run and its flag; started when first needed
 	images  int
 	end     cleanups

@@ -57,6 +57,13 @@ func tasks() []task {
 			{nameConvert, false, []string{"qemu-img"}, copyTask(false, withConvert)},
 			{nameResync, true, nil, copyTask(false, withMirror)},
 		}},
+		{"copy-4GiB", "MB/s", []string{"memory"}, []taskSubject{
+			{nameDD, false, []string{"dd"}, of4GiB(copyTask(false, withDD))},
+			{nameCp, false, []string{"cp"}, of4GiB(copyTask(false, withCp))},
+			{nameNBDCopy, false, []string{"nbdcopy"}, of4GiB(copyTask(false, withNBDCopy))},
+			{nameConvert, false, []string{"qemu-img"}, of4GiB(copyTask(false, withConvert))},
+			{nameResync, true, nil, of4GiB(copyTask(false, withMirror))},
+		}},
 		{"resync-sparse", "MB/s", both, []taskSubject{
 			{nameDD, false, []string{"dd"}, copyTask(true, withDD)},
 			{nameConvert, false, []string{"qemu-img"}, copyTask(true, withConvert)},
@@ -141,6 +148,27 @@ func copyTask(sparse bool, with copier) func(context.Context, *place, options) (
 		}
 		used, err := with(ctx, p, o, src, dst)
 		return float64(p.size) / 1e6 / used.Seconds(), err
+	}
+}
+
+// of4GiB does a task with a base of 4 GiB, whatever the size of the devices is.
+func of4GiB(do func(context.Context, *place, options) (float64, error)) func(context.Context, *place, options) (float64, error) {
+	return func(ctx context.Context, p *place, o options) (float64, error) {
+		if p.larger == nil {
+			if _, err := p.daemonOf(o.bin); err != nil { // it ends with p
+				return 0, err
+			}
+			q := &place{name: p.name, dir: filepath.Join(p.dir, "larger"), size: 4 << 30, each: p.each, self: p.self, daemons: p.daemons}
+			q.base = filepath.Join(q.dir, "base")
+			if err := os.Mkdir(q.dir, 0o700); err != nil {
+				return 0, err
+			}
+			if err := q.fill(ctx); err != nil {
+				return 0, err
+			}
+			p.larger = q
+		}
+		return do(ctx, p.larger, o)
 	}
 }
 
