@@ -120,6 +120,27 @@ func (a questions) Extent(off int64) (int64, bool, error) {
 	return a.Mem.Extent(off)
 }
 
+// long is a source that says its data goes on for 1 GiB.
+type long struct{ questions }
+
+func (a long) Extent(off int64) (int64, bool, error) {
+	*a.n++
+	return 1<<30 - off, false, nil
+}
+
+// TestHoles_LongRunIsAskedSeldom, as the answer takes as long as the run is.
+func TestHoles_LongRunIsAskedSeldom(t *testing.T) {
+	src := long{questions{holey(t, 1024), new(int)}}
+	dst := filled(t, garbageSeed, 1024)
+	c := newClient(t, Options{})
+	for range 8 * dataRunUses {
+		mustCopy(t, c, Region{src, 8, 8}, Region{dst, 8, 8})
+	}
+	if *src.n != 1 {
+		t.Errorf("asked %d times in %d requests", *src.n, 8*dataRunUses)
+	}
+}
+
 // TestHoles_DataIsRemembered for some requests, a hole never: between two of
 // them the caller may fill it.
 func TestHoles_DataIsRemembered(t *testing.T) {
