@@ -44,6 +44,11 @@ func pause(exceptions uint64, busy bool) func(context.Context, *place, options) 
 			return 0, err
 		}
 		defer f.Close()
+		if exceptions > 0 {
+			if err := d.tableSaved(ctx); err != nil {
+				return 0, err
+			}
+		}
 		if busy {
 			if err := q.occupy(); err != nil {
 				return 0, err
@@ -80,6 +85,24 @@ func (p *place) openKilled(ctx context.Context, d *daemon, exceptions uint64) (*
 		return nil, err
 	}
 	return os.Open(d.file(name))
+}
+
+// tableSaved waits until the daemon has saved the table of its store, as it has when
+// it has served for a while: the next worker goes on with that.
+func (d *daemon) tableSaved(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	for {
+		saved, err := filepath.Glob(filepath.Join(d.run, "state", "table-*[0-9a-f]"))
+		if err != nil || len(saved) > 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the table of a store was not saved: %w", ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // occupy has programs that do nothing else keep all processors busy.
