@@ -153,6 +153,7 @@ type running struct {
 	began   time.Time
 	reports chan string
 	ended   chan *os.ProcessState
+	hurried bool // it goes before others; see hurry
 }
 
 // end is how a worker ended.
@@ -183,12 +184,17 @@ func (k *keeper) start(p *program, why Why) (*running, error) {
 	for _, fd := range k.o.Fuse {
 		files = append(files, uintptr(fd))
 	}
+	undo, hurried := func() {}, false
+	if why != First {
+		undo, hurried = hurry()
+	}
 	began := time.Now()
 	pid, err := syscall.ForkExec(p.path(), args, &syscall.ProcAttr{
 		Env: k.o.Env, Files: files,
 		// A terminal's signals come to the keeper, which passes them on.
 		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},
 	})
+	undo()
 	report.Close()
 	if err != nil {
 		r.Close()
@@ -199,7 +205,7 @@ func (k *keeper) start(p *program, why Why) (*running, error) {
 		r.Close()
 		return nil, err
 	}
-	w := &running{proc: proc, began: began, reports: make(chan string, 16), ended: make(chan *os.ProcessState, 1)}
+	w := &running{proc: proc, began: began, hurried: hurried, reports: make(chan string, 16), ended: make(chan *os.ProcessState, 1)}
 	go func() {
 		// Before the end is told, all that was reported is.
 		lines := bufio.NewScanner(r)
@@ -237,6 +243,10 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 			}
 			if line == "ready" {
 				e.ready, late = true, nil
+			}
+			if w.hurried && (e.ready || strings.HasPrefix(line, "restoring ")) {
+				w.hurried = false
+				_ = calm(w.proc.Pid) // it may have died meanwhile
 			}
 			e.final = e.final || line == "final"
 			if at, ok := strings.CutPrefix(line, "restoring "); ok {

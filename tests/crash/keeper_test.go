@@ -3,6 +3,7 @@ package crash
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -477,6 +478,33 @@ func TestWorkerPause(t *testing.T) {
 		if median > 50*load.aim {
 			t.Errorf("%s: a client waits %v", load.name, median)
 		}
+	}
+}
+
+// TestWorkerKilled_NoHurryLeft: the next worker starts ahead of other processes, and
+// serves like any of them.
+func TestWorkerKilled_NoHurryLeft(t *testing.T) {
+	c := kept(t)
+	c.d.Start()
+	c.d.KillWorker(syscall.SIGKILL)
+	c.d.Must("ls")
+	pid := c.d.Worker()
+	nice := func(pid int) map[string]bool {
+		all := map[string]bool{}
+		stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, path := range stats {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				continue // the thread has ended
+			}
+			_, rest, _ := strings.Cut(string(b), ") ")
+			all[strings.Fields(rest)[16]] = true // field 19 of proc(5)
+		}
+		return all
+	}
+	want := nice(os.Getpid())
+	if !harness.Poll(10*time.Second, func() bool { return maps.Equal(nice(pid), want) }) {
+		t.Errorf("nice values of the threads of worker %d: %v, expected %v", pid, nice(pid), want)
 	}
 }
 
