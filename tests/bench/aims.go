@@ -29,6 +29,8 @@ func aims() []aim {
 		{Row: "memory/4k-write-d1", Subject: nameSnap4k, Against: nameQcow4k, AtLeast: 1.2},
 		{Row: "memory/4k-rewrite-d1", Subject: nameFull, Against: nameQcowFull, AtLeast: 1.2},
 		{Row: "memory/4k-rewrite-d16", Subject: nameFull, Against: nameQcowFull, AtLeast: 1.7},
+		{Row: "memory/4k-rewrite-d1", Subject: nameFull + overURingWord, Against: nameQcowFull, AtLeast: 1.5},
+		{Row: "memory/4k-rewrite-d16", Subject: nameFull + overURingWord, Against: nameQcowFull, AtLeast: 2},
 		{Row: "disk/4k-write-d16", Subject: nameLazy, Against: nameSnap4k, AtLeast: 1.5},
 		{Row: "disk/4k-syncwrite-d16", Subject: nameOrigin1, Against: nameBeforeSync, AtLeast: 1.5},
 		{Row: "memory/1M-seqread-d16", Subject: nameSnap4k, Against: nameBest, AtLeast: 1},

@@ -119,6 +119,7 @@ func peers() []subject {
 		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, open: openOrigin(8)},
 		{name: nameHalf, bin: ours, memory: true, written: true, open: openWritten(openTable(snapshotTable(8)), 4<<10, 2)},
 		{name: nameFull, bin: ours, written: true, whole: true, open: openWritten(openTable(snapshotTable(8)), 1<<20, 1)},
+		{name: nameFull + overURingWord, bin: ours, writes: true, written: true, whole: true, memory: true, open: openWritten(served(uring, openTable(snapshotTable(8))), 1<<20, 1)},
 		{name: nameBefore, needs: fuse, once: true, writes: true, open: openBefore(false)},
 		{name: nameBeforeSync, needs: []string{"qemu-storage-daemon", "qemu-img", "chattr"}, once: true, writes: true, disk: true, open: openBefore(true)},
 		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
