@@ -253,7 +253,7 @@ func (r *rig) step(st vectorStep) error {
 func (r *rig) shell(st vectorStep) string {
 	switch {
 	case strings.Contains(st.Sh, "dmsetup suspend --noflush"):
-		r.m.suspend(true)
+		r.suspend(true)
 	case strings.Contains(st.Sh, "dmsetup suspend m; dmsetup resume m"):
 		r.m.settled()
 		r.m.close()
@@ -274,6 +274,16 @@ func (r *rig) shell(st vectorStep) string {
 		return ""
 	}
 	return r.waiting()
+}
+
+// suspend waits for the write in the background, as the mapper does, before it
+// says that no request is inside.
+func (r *rig) suspend(noflush bool) {
+	r.m.Presuspend(noflush)
+	if r.bg != nil {
+		until(r.t, "the write is answered or given back", func() bool { return len(r.bg) > 0 })
+	}
+	r.m.Postsuspend()
 }
 
 // idle waits until the write in the background was answered or is held.
@@ -341,7 +351,7 @@ func (r *rig) dmsetup(argv []string) (string, error) {
 		}
 		r.m.settled()
 	case "suspend":
-		r.m.suspend(false)
+		r.suspend(false)
 	case "remove":
 		r.m.close()
 		r.m = nil
