@@ -1,6 +1,11 @@
 package main
 
-import "slices"
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
 
 // aim is a promise of speed: in one row, a subject against another, or, with
 // AtMost, its own figure.
@@ -95,19 +100,58 @@ func (rep *report) judge() {
 	for _, a := range aims() {
 		i := slices.IndexFunc(rep.Rows, func(r row) bool { return r.Place+"/"+r.Load == a.Row })
 		if i < 0 {
-			continue
+			continue // not chosen
 		}
-		list := rep.Rows[i].ratios(a.Subject, a.Against)
+		r := &rep.Rows[i]
+		if r.cell(a.Subject) == nil || a.Against != "" && a.Against != nameBest && r.cell(a.Against) == nil {
+			continue // likewise
+		}
+		list := r.ratios(a.Subject, a.Against)
 		if a.Against == "" {
-			list = rep.Rows[i].figures(a.Subject)
+			list = r.figures(a.Subject)
 		}
 		if len(list) == 0 {
+			rep.NotJudged = append(rep.NotJudged, notJudged{a.Row, a.Subject, a.Against, r.why(a.Subject, a.Against)})
 			continue
 		}
 		a.Ratio, a.Low, a.High = median(list), slices.Min(list), slices.Max(list)
 		a.Met = a.Ratio >= a.AtLeast && (a.AtMost == 0 || a.Ratio <= a.AtMost)
 		rep.Aims = append(rep.Aims, a)
 	}
+}
+
+// notJudged is an aim of a row that was measured, for which a figure is missing.
+type notJudged struct {
+	Row     string `json:"row"`
+	Subject string `json:"subject"`
+	Against string `json:"against"`
+	Why     string `json:"why"`
+}
+
+// why tells what keeps two subjects of a row from being compared.
+func (r *row) why(subjects ...string) string {
+	for _, name := range subjects {
+		if name == nameBest && len(r.best()) == 0 {
+			return "no peer has a figure"
+		}
+		if c := r.cell(name); c != nil && len(c.Samples) == 0 {
+			return name + ": " + cmp.Or(c.Error, "not measured")
+		}
+	}
+	return "not measured"
+}
+
+// check is an error unless all aims of the rows are met.
+func (rep *report) check() error {
+	switch n := len(rep.NotJudged); {
+	case rep.missed():
+		return errors.New("an aim is missed")
+	case n > 0:
+		return fmt.Errorf("%d of %d aims could not be judged", n, n+len(rep.Aims))
+	case len(rep.Aims) == 0:
+		return errors.New("there is no aim for what was measured")
+	}
+	return nil
 }
 
 func (rep *report) missed() bool {

@@ -46,7 +46,7 @@ func TestLoad_Parse(t *testing.T) {
 
 // A write that may repeat a block is no first write.
 func TestLoad_WritesEachBlockOnce(t *testing.T) {
-	for _, l := range slices.Concat(loads("memory"), loads("disk"), moreLoads()) {
+	for _, l := range slices.Concat(loads("memory"), loads("disk"), moreLoads("memory"), moreLoads("disk")) {
 		args := l.args("f", 1<<20, time.Second)
 		repeats := slices.Contains(args, "--norandommap") || slices.Contains(args, "--time_based")
 		if first := l.write && !l.again && !l.mixed; repeats == first {
@@ -145,7 +145,7 @@ func TestAims(t *testing.T) {
 func TestLoads_HaveNamesOfTheirOwn(t *testing.T) {
 	for _, place := range []string{"memory", "disk"} {
 		seen := map[string]bool{}
-		for _, l := range append(loads(place), moreLoads()...) {
+		for _, l := range append(loads(place), moreLoads(place)...) {
 			if seen[l.name()] {
 				t.Errorf("%s: %s twice", place, l.name())
 			}
@@ -208,8 +208,8 @@ func TestCompare(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	o, err := parse([]string{"--quick", "--rows", "read$"}, io.Discard)
-	if err != nil || o.rounds != 1 || o.disk != "" || !o.rows.MatchString("memory/4k-read") || o.rows.MatchString("memory/4k-write") {
+	o, err := parse([]string{"--quick", "--rows", "4k-read-d1$"}, io.Discard)
+	if err != nil || o.rounds != 1 || o.disk != "" || !o.rows.MatchString("memory/4k-read-d1") || o.rows.MatchString("memory/4k-write-d1") {
 		t.Errorf("%+v, %v", o, err)
 	}
 	for _, bad := range [][]string{{"--rounds", "0"}, {"--rows", "("}, {"--subjects", "("}, {"word"}, {"--each", "-1s"}, {"--size", "0"}} {

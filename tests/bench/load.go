@@ -101,7 +101,7 @@ func loads(place string) []load {
 
 // moreLoads are those that --all adds: other sizes and depths, mixed loads, four
 // jobs at once.
-func moreLoads() []load {
+func moreLoads(place string) []load {
 	var all []load
 	for _, write := range []bool{false, true} {
 		for _, depth := range []int{1, 16, 64} {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -64,11 +66,39 @@ func parse(args []string, errs io.Writer) (options, error) {
 	case o.rounds < 1 || o.each <= 0 || *mib < 1:
 		return o, errors.New("rounds, each and size must be positive")
 	}
-	if o.rows, err = regexp.Compile(*rows); err != nil {
-		return o, err
+	for _, dir := range []*string{&o.mem, &o.disk} {
+		if *dir, err = plainDir(*dir); err != nil {
+			return o, err
+		}
 	}
-	o.who, err = regexp.Compile(*who)
-	return o, err
+	if o.rows, err = regexp.Compile(*rows); err != nil {
+		return o, fmt.Errorf("--rows: %w", err)
+	}
+	if o.who, err = regexp.Compile(*who); err != nil {
+		return o, fmt.Errorf("--subjects: %w", err)
+	}
+	if len(chosen(o)) == 0 {
+		every := o
+		every.rows = regexp.MustCompile("")
+		return o, fmt.Errorf("--rows %q matches none of the rows of these options, which are: %s", *rows, strings.Join(rowNames(chosen(every)), ", "))
+	}
+	if all := subjectNames(); !slices.ContainsFunc(all, o.who.MatchString) {
+		return o, fmt.Errorf("--subjects %q matches none of the subjects, which are: %s", *who, strings.Join(all, "; "))
+	}
+	return o, nil
+}
+
+// plainDir is the absolute path of a directory, which is written into tables, into
+// options of qemu and file names of fio: what means something there is refused.
+func plainDir(dir string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	path, err := filepath.Abs(dir)
+	if err == nil && strings.ContainsAny(path, " \t\n,:\\\"'") {
+		err = fmt.Errorf("directory %q: expected a path without blanks, commas, colons, quotes and backslashes", path)
+	}
+	return path, err
 }
 
 func main() {
@@ -88,9 +118,23 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
+	// A reader of the output that goes away makes an error of a write, not an end
+	// without cleaning up. (Ignoring the signal would be inherited.)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	withoutSettings()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	exit(run(ctx, o))
+	exit(run(ctx, o, os.Stdout))
+}
+
+// withoutSettings takes the settings of the program under test out of the
+// environment: what is measured does not depend on who measures.
+func withoutSettings() {
+	for _, e := range os.Environ() {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, "DMFUSE_") {
+			os.Unsetenv(name)
+		}
+	}
 }
 
 func exit(err error) {
@@ -103,7 +147,7 @@ func exit(err error) {
 
 // run measures everything and writes the reports, also of a run that was broken
 // off.
-func run(ctx context.Context, o options) error {
+func run(ctx context.Context, o options, w io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to mount")
 	}
@@ -120,72 +164,79 @@ func run(ctx context.Context, o options) error {
 		}
 		*bin = path
 	}
+	for _, dir := range []string{o.mem, o.disk} {
+		if st, err := os.Stat(dir); dir != "" && (err != nil || !st.IsDir()) {
+			return fmt.Errorf("%s is no directory (%w)", dir, cmp.Or(err, error(syscall.ENOTDIR)))
+		}
+	}
 	rep := report{SchemaVersion: 1, Machine: describeMachine(o), Rounds: o.rounds, SizeMiB: o.size >> 20}
-	fmt.Print(rep.Machine.text())
-	runErr := measure(ctx, o, &rep)
-	if ctx.Err() != nil {
-		runErr = errors.New("interrupted")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := &printer{w: w, broken: cancel}
+	out.print(rep.Machine.text())
+	runErr := measure(ctx, o, &rep, out)
+	if ctx.Err() != nil && out.err == nil {
+		runErr = errors.Join(errors.New("interrupted"), runErr)
 	}
-	rep.judge()
-	fmt.Print(rep.text())
-	if err := rep.write(o.out); err != nil {
-		return errors.Join(runErr, err)
+	if len(rep.Rows) > 0 { // else the reports of the last run stay
+		rep.judge()
+		out.print(rep.text())
+		runErr = errors.Join(runErr, rep.write(o.out))
 	}
-	if runErr == nil && o.check && rep.missed() {
-		return errors.New("an aim is missed")
+	runErr = errors.Join(out.err, runErr)
+	if runErr == nil && o.check {
+		return rep.check()
 	}
 	return runErr
 }
 
-// measure runs the loads at each place.
-func measure(ctx context.Context, o options, rep *report) (err error) {
-	for _, at := range []struct{ name, dir string }{{"memory", o.mem}, {"disk", o.disk}} {
-		var todo []load
-		some := loads(at.name)
-		if o.all {
-			some = append(some, moreLoads()...)
-		}
-		for _, l := range some {
-			if at.dir != "" && o.rows.MatchString(at.name+"/"+l.name()) {
-				todo = append(todo, l)
-			}
-		}
-		var also []task
-		for _, k := range tasks() {
-			if at.dir != "" && slices.Contains(k.places, at.name) && o.rows.MatchString(at.name+"/"+k.name) {
-				also = append(also, k)
-			}
-		}
-		if len(todo)+len(also) == 0 {
-			continue
-		}
-		if err := measurePlace(ctx, o, at.name, at.dir, todo, also, rep); err != nil {
+// printer prints what is found; when that fails the run ends.
+type printer struct {
+	w      io.Writer
+	broken func()
+	err    error // the first
+}
+
+func (p *printer) print(s string) {
+	if p.err != nil {
+		return
+	}
+	if _, err := io.WriteString(p.w, s); err != nil {
+		p.err = fmt.Errorf("the output ends here: %w", err)
+		p.broken()
+	}
+}
+
+// measure runs what is chosen at each place.
+func measure(ctx context.Context, o options, rep *report, out *printer) error {
+	for _, part := range chosen(o) {
+		if err := measurePlace(ctx, o, part, rep, out); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func measurePlace(ctx context.Context, o options, name, dir string, todo []load, also []task, rep *report) (err error) {
-	p, err := newPlace(ctx, o, name, dir)
+func measurePlace(ctx context.Context, o options, part part, rep *report, out *printer) (err error) {
+	p, err := newPlace(ctx, o, part.name, part.dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	for _, l := range todo {
+	for _, l := range part.loads {
 		row, err := p.measure(ctx, l, o.rounds)
 		rep.Rows = append(rep.Rows, row)
-		fmt.Print(row.text())
+		out.print(row.text())
 		if err != nil {
-			return fmt.Errorf("%s/%s: %w", name, l.name(), err)
+			return fmt.Errorf("%s/%s: %w", p.name, l.name(), err)
 		}
 	}
-	for _, k := range also {
+	for _, k := range part.tasks {
 		row, err := p.do(ctx, k, o)
 		rep.Rows = append(rep.Rows, row)
-		fmt.Print(row.text())
+		out.print(row.text())
 		if err != nil {
-			return fmt.Errorf("%s/%s: %w", name, k.name, err)
+			return fmt.Errorf("%s/%s: %w", p.name, k.name, err)
 		}
 	}
 	return nil

@@ -150,7 +150,7 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 			if ctx.Err() != nil {
 				return row, ctx.Err()
 			}
-			if err != nil && s.bin != "" {
+			if err != nil && s.bin != "" && !isNotHere(err) {
 				return row, fmt.Errorf("%s: %w", s.name, err)
 			}
 			row.add(s.name, sample, err)
@@ -183,6 +183,17 @@ func (p *place) once(ctx context.Context, s subject, l load, open map[string]*op
 		}
 	}
 	return l.run(ctx, o, p.size, p.each)
+}
+
+// notHere says why something cannot be had on this machine, which is no failure of
+// who needs it.
+type notHere string
+
+func (n notHere) Error() string { return string(n) }
+
+func isNotHere(err error) bool {
+	_, is := errors.AsType[notHere](err)
+	return is
 }
 
 // mounted tells whether a file is the root of a mount.

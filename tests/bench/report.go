@@ -18,6 +18,8 @@ type report struct {
 	SizeMiB       int64   `json:"size_mib"`
 	Rows          []row   `json:"rows"`
 	Aims          []aim   `json:"aims"`
+
+	NotJudged []notJudged `json:"aims_not_judged,omitempty"`
 }
 
 // row is one load at one place, on all subjects.
@@ -172,7 +174,7 @@ func (r *row) text() string {
 
 // text is the summary: the aims.
 func (rep *report) text() string {
-	if len(rep.Aims) == 0 {
+	if len(rep.Aims)+len(rep.NotJudged) == 0 {
 		return ""
 	}
 	var b strings.Builder
@@ -187,6 +189,13 @@ func (rep *report) text() string {
 			what, aim = a.Subject, fmt.Sprintf("at most %.0f", a.AtMost)
 		}
 		fmt.Fprintf(&b, "  %-22s %-45s %5.2f  (%.2f to %.2f)  aim %s  %s\n", a.Row, what, a.Ratio, a.Low, a.High, aim, word)
+	}
+	for _, a := range rep.NotJudged {
+		what := a.Subject
+		if a.Against != "" {
+			what += " / " + a.Against
+		}
+		fmt.Fprintf(&b, "  %-22s %-45s not judged: %s\n", a.Row, what, a.Why)
 	}
 	return b.String()
 }

@@ -21,6 +21,9 @@ type daemon struct {
 	bin string
 	run string // run directory
 	pid int
+
+	transport string // how its requests arrive
+	missing   error  // a notHere: it cannot be had with its flag
 }
 
 // daemonOf is the daemon of a place that runs a build.
@@ -31,11 +34,12 @@ func (p *place) daemonOf(bin string) (*daemon, error) { return p.daemonWith(bin,
 func (p *place) daemonWith(bin, flag string) (*daemon, error) {
 	key := bin + " " + flag
 	if d := p.daemons[key]; d != nil {
-		return d, nil
+		return d, d.missing
 	}
 	if flag == uring {
 		if err := p.enableURing(); err != nil {
-			return nil, err
+			p.daemons[key] = &daemon{missing: notHere("not offered here: " + err.Error())}
+			return nil, p.daemons[key].missing
 		}
 	}
 	run, err := os.MkdirTemp("", "dmfuse-bench-")
@@ -44,10 +48,15 @@ func (p *place) daemonWith(bin, flag string) (*daemon, error) {
 	}
 	p.end.add(func() error { return os.RemoveAll(run) })
 	d, err := p.startDaemon(bin, flag, filepath.Join(run, "run"))
-	if err == nil {
-		p.daemons[key] = d
+	if err != nil {
+		return nil, err
 	}
-	return d, err
+	p.daemons[key] = d
+	// Where the kernel does not offer io_uring the daemon serves without.
+	if flag == uring && d.transport != "uring" {
+		d.missing = notHere(fmt.Sprintf("not offered here: with %s the requests come by %q", uring, d.transport))
+	}
+	return d, d.missing
 }
 
 // startDaemon starts a daemon that ends with the place.
@@ -78,7 +87,7 @@ func (p *place) startDaemon(bin, flag, run string) (*daemon, error) {
 	c := control.NewClient(filepath.Join(d.run, "control.sock"))
 	defer c.Close()
 	v, err := c.Version(context.Background())
-	d.pid = v.PID
+	d.pid, d.transport = v.PID, v.Transport
 	return d, err
 }
 

@@ -116,7 +116,7 @@ func (p *place) do(ctx context.Context, k task, o options) (row row, err error) 
 			if ctx.Err() != nil {
 				return row, ctx.Err()
 			}
-			if err != nil && s.ours {
+			if err != nil && s.ours && !isNotHere(err) {
 				return row, fmt.Errorf("%s: %w", s.name, err)
 			}
 			row.add(s.name, sample{Figure: figure}, err)
