@@ -115,7 +115,7 @@ func TestWorkerKilled_Unfinished(t *testing.T) {
 	c.d.Start()
 	rng := harness.Rand(harness.Seed(t))
 	x := c.newMerging("mrg", 1<<20/sector, rng)
-	stride := harness.Pick(1+rng.IntN(3), 1)
+	stride := harness.Pick(2+rng.IntN(3), 1)
 	for _, step := range []string{"file-written", "file-renamed", "cow-deleted"} {
 		deaths, file := 0, 0
 		for more := true; more; file += stride {
