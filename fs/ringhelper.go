@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/dmfuse/dmfuse/fs/internal/uring"
@@ -150,6 +151,8 @@ func (h *ringHelper) completion(c uring.CQE) error {
 	switch {
 	case !e.take():
 		e.answer(0, statusFault)
+	case e.in().Opcode == opNotifyReply:
+		e.answer(0, fuse.OK)
 	case e.ours() && (e.large() || !e.tryNow()):
 		e.begin(e.in(), false)
 		e.do()

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/dmfuse/dmfuse/fs/internal/uring"
 )
 
 // ringLoop is the transport TransportURing: requests come over io_uring, with a
@@ -30,6 +33,7 @@ type ringLoop struct {
 	threads sync.WaitGroup
 	begin   chan struct{} // closed when INIT is answered
 	ready   chan error    // from each thread: setup, then registration
+	late    time.Time     // when all of that has to be over
 	stop    chan struct{} // closed when the threads are to end
 }
 
@@ -39,8 +43,8 @@ type ringHooks struct {
 	register func(queue int) error
 }
 
-// ringLimit is how long the threads may take to be ready. They take a
-// millisecond; a mount without rings is better than one that never begins.
+// ringLimit is how long the threads may take to be ready, setup and registration
+// together. They take a millisecond; a mount without rings is better than one that never begins.
 const ringLimit = 1500 * time.Millisecond
 
 // errMountAnew says that the mount waits for rings that do not come.
@@ -83,13 +87,13 @@ func newRingLoop(f *FileSystem, fd int, o Options) (loop, error) {
 // prepare makes all queues, if the kernel offers to use them.
 func (l *ringLoop) prepare(in *fuse.InitIn) error {
 	if in.Flags64()&fuse.CAP_OVER_IO_URING == 0 {
-		return whyNotOffered()
+		return cmp.Or(switchedOff(), errors.New("the kernel does not offer it"))
 	}
 	cpus, err := possibleCPUs()
 	if err != nil {
 		return err
 	}
-	l.ready = make(chan error, 2*cpus)
+	l.ready, l.late = make(chan error, 2*cpus), time.Now().Add(ringLimit)
 	for cpu := range cpus {
 		events, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 		if err != nil {
@@ -105,7 +109,7 @@ func (l *ringLoop) prepare(in *fuse.InitIn) error {
 
 // await takes what n threads say.
 func (l *ringLoop) await(n int) error {
-	limit := time.NewTimer(ringLimit)
+	limit := time.NewTimer(time.Until(l.late))
 	defer limit.Stop()
 	for range n {
 		select {
@@ -162,8 +166,22 @@ func (l *ringLoop) unmap() {
 	l.queues = nil
 }
 
-// whyNotOffered says what keeps the kernel from FUSE over io_uring.
-func whyNotOffered() error {
+// NoURing is why [TransportURing] cannot be had, as far as that is known before
+// anything is mounted; nil: it most likely can.
+func NoURing() error {
+	if err := switchedOff(); err != nil {
+		return err
+	}
+	r, err := uring.New(ringSubmit, uring.Options{})
+	if err != nil {
+		return err
+	}
+	r.Close()
+	return nil
+}
+
+// switchedOff says what keeps the kernel from offering FUSE over io_uring.
+func switchedOff() error {
 	const param = "/sys/module/fuse/parameters/enable_uring"
 	text, err := os.ReadFile(param)
 	switch {
@@ -174,7 +192,7 @@ func whyNotOffered() error {
 	case strings.TrimSpace(string(text)) != "Y":
 		return fmt.Errorf("it is switched off: root can write Y to %s", param)
 	}
-	return errors.New("the kernel does not offer it")
+	return nil
 }
 
 // possibleCPUs is how many queues the kernel waits for: one for each CPU that can

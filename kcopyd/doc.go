@@ -51,7 +51,7 @@
 //     those of rules 3 and 4.
 //  9. A throttle with a rate counts a byte once, when it is read or left to the
 //     file system; holes count nothing.
-//  10. A throttle gives way: for 5 ms after a request that somebody waits for
+//  10. A throttle gives way: for 5 ms, or three times the length of an I/O, after a request that somebody waits for
 //     ([Throttle.Came]) one I/O is issued at a time, with pauses of twice its
 //     length (yield.go).
 //

@@ -42,6 +42,31 @@ func TestYield(t *testing.T) {
 	}
 }
 
+// TestYield_SlowDevice: who waits 8 ms for each read is not taken to be gone.
+func TestYield_SlowDevice(t *testing.T) {
+	const ms = int64(time.Millisecond / tick)
+	var y yield
+	y.begin(0, 0)
+	y.end(8 * ms)
+	if w := y.wait(1, 0, 8*ms); w != 16*ms {
+		t.Errorf("waits for %d after an I/O of 8 ms", w)
+	}
+	if w := y.wait(1, 1, 8*ms+quietTimes*8*ms-1); w != look {
+		t.Errorf("waits for %d while a request may be under way", w)
+	}
+	if w := y.wait(1, 1, 8*ms+quietTimes*8*ms); w != 0 {
+		t.Errorf("waits for %d when none has come for a while", w)
+	}
+	y.begin(0, 100*ms)
+	y.end(10_100 * ms)
+	if w := y.wait(2, 1, 10_100*ms+longestQuiet); w != look {
+		t.Errorf("waits for %d when a request has just come", w)
+	}
+	if w := y.wait(2, 1, 10_100*ms+2*longestQuiet); w != 0 {
+		t.Errorf("waits for %d after a very long I/O", w)
+	}
+}
+
 // While requests come copies take about a third of the time, one at a time; they
 // are never shut out, and go at full speed afterwards.
 func TestThrottle_GivesWay(t *testing.T) {

@@ -4,17 +4,22 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // A worker that takes over for another starts ahead of whatever else wants the
-// processors, as everybody with a file on the mount waits for it. When it answers, or
-// stands still, it is like any other process again. Without CAP_SYS_NICE it never is
+// processors, as everybody with a file on the mount waits for it. When it answers, and
+// after hurryLimit anyway, it is like any other process again. Without CAP_SYS_NICE it never is
 // anything else.
 
-// hurryBy is by how much its nice value is lower: ten times the share of another.
-const hurryBy = 10
+const (
+	// hurryBy is by how much its nice value is lower: ten times the share of another.
+	hurryBy = 10
+	// hurryLimit is for how long; a start takes 20 to 40 ms of a processor.
+	hurryLimit = time.Second
+)
 
 // niceOf is the nice value of a thread, 0 for the calling one.
 func niceOf(tid int) (int, error) {

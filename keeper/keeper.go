@@ -234,8 +234,16 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 		late = t.C
 	}
 	defer hung.Stop()
+	var slow <-chan time.Time // a start that takes long goes before nobody
+	if w.hurried {
+		t := time.NewTimer(hurryLimit)
+		defer t.Stop()
+		slow = t.C
+	}
 	for {
 		select {
+		case <-slow:
+			k.calm(w)
 		case line, ok := <-reports:
 			if !ok {
 				reports = nil
@@ -244,9 +252,8 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 			if line == "ready" {
 				e.ready, late = true, nil
 			}
-			if w.hurried && (e.ready || strings.HasPrefix(line, "restoring ")) {
-				w.hurried = false
-				_ = calm(w.proc.Pid) // it may have died meanwhile
+			if e.ready {
+				k.calm(w)
 			}
 			e.final = e.final || line == "final"
 			if at, ok := strings.CutPrefix(line, "restoring "); ok {
@@ -305,6 +312,14 @@ func (e end) with(s *os.ProcessState, lived time.Duration) end {
 		e.text = fmt.Sprintf("ended (%v)", s)
 	}
 	return e
+}
+
+// calm makes the worker like any other process.
+func (k *keeper) calm(w *running) {
+	if w.hurried {
+		w.hurried = false
+		_ = calm(w.proc.Pid) // it may have died meanwhile
+	}
 }
 
 // reported does what a report asks for.

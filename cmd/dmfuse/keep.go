@@ -36,7 +36,7 @@ func (a *app) whyAlone(o serveOptions) (string, error) {
 		return "", usagef("DMFUSE_KEEPER=%s: expected 0 or 1", env)
 	case !on && !o.keeper:
 		return "DMFUSE_KEEPER=" + env, nil
-	case t == fs.TransportURing || t == fs.TransportGoFuse:
+	case t == fs.TransportURing && a.noURing() == nil || t == fs.TransportGoFuse:
 		why = fmt.Sprintf("with the transport %s the requests of a process that dies are lost", t)
 	case !fs.Resends(release):
 		why = fmt.Sprintf("Linux %s does not send the requests of a process that died to the next one, as 6.9 and later do", release)
@@ -45,6 +45,17 @@ func (a *app) whyAlone(o serveOptions) (string, error) {
 		return "", fail(exitFailed, fmt.Errorf("there can be no keeper: %s", why), "dmfuse serve --no-keeper does without")
 	}
 	return why, nil
+}
+
+// noURing is why requests cannot come over io_uring, if that is known.
+func (a *app) noURing() error {
+	switch testFaultOf(a.env).value("uring") {
+	case "on":
+		return nil
+	case "off":
+		return errors.New("a test has it so")
+	}
+	return fs.NoURing()
 }
 
 // kernelRelease is the version of the kernel, such as 6.12.5-amd64.
@@ -67,6 +78,9 @@ func (a *app) keep(o serveOptions) error {
 	log.SetOutput(a.stderr)
 	log.SetLevel(level)
 	prepareProcess(log)
+	if fs.Transport(o.transport) == fs.TransportURing {
+		log.WithError(a.noURing()).Warn("requests come over /dev/fuse, not over io_uring")
+	}
 
 	k := &kept{o: o, env: a.env, log: log, socket: -1}
 	if err := k.take(); err != nil {

@@ -7,7 +7,7 @@ import (
 
 // TestWhyAlone: a keeper is what one gets, wherever it is of use and not refused.
 func TestWhyAlone(t *testing.T) {
-	const now, old = "release:6.9.0-rc1", "release:6.8.12-generic"
+	const now, old = "release:6.9.0-rc1 uring:on", "release:6.8.12-generic"
 	for _, c := range []struct {
 		o       serveOptions
 		env     string
@@ -23,6 +23,9 @@ func TestWhyAlone(t *testing.T) {
 		{machine: now, o: serveOptions{keeper: true}, env: "no idea"},
 		{machine: now, o: serveOptions{transport: "dev"}},
 		{machine: now, o: serveOptions{transport: "wrong"}}, // found later
+
+		{machine: "release:6.9.1 uring:off", o: serveOptions{transport: "uring"}}, // dev, therefore
+		{machine: "release:6.9.1 uring:off", o: serveOptions{transport: "uring", keeper: true}},
 
 		{machine: now, o: serveOptions{noKeeper: true}, want: "--no-keeper"},
 		{machine: now, o: serveOptions{noKeeper: true}, env: "1", want: "--no-keeper"},

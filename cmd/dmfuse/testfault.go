@@ -19,6 +19,7 @@ import (
 //	                        there is a FILE, which goes; always without one
 //	exit, hang              a worker that is an upgrade ends, or does nothing
 //	release:VERSION         serve takes the kernel for that one
+//	uring:on, uring:off     and takes io_uring to be there, or not
 //
 // Nothing else reads it, and it does nothing where it is not set.
 type testFault []string

@@ -119,3 +119,18 @@ func TestKeeper_None(t *testing.T) {
 		})
 	}
 }
+
+// Where io_uring was asked for and cannot be had, the requests come as they do
+// anywhere, and so there is a keeper.
+func TestKeeper_NoURing(t *testing.T) {
+	harness.RequireKeeper(t)
+	d := harness.New(t, "--transport=uring")
+	d.ServeEnv = []string{"DMFUSE_TEST_FAULT=uring:off"}
+	d.Start()
+	if v := versionOf(t, d); v.KeeperPID == 0 || v.NoKeeper != "" || v.Transport != "dev" {
+		t.Errorf("%+v", v)
+	}
+	if !strings.Contains(d.Log(), "requests come over /dev/fuse, not over io_uring") {
+		t.Error("the log does not say so")
+	}
+}
