@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,6 +23,7 @@ type load struct {
 	again  bool // of a write: where everything was written before
 	mixed  bool // reads and writes by halves, where everything was written before; write is set
 	jobs   int  // how many at once; 0 is one
+	loop   bool // on a loop device with direct I/O over what the subject shows
 }
 
 // name is the word by which --rows finds a load.
@@ -45,6 +47,9 @@ func (l load) name() string {
 	name := fmt.Sprintf("%s-%s-d%d", sizeWord(l.block), op, l.depth)
 	if l.jobs > 1 {
 		name += fmt.Sprintf("-j%d", l.jobs)
+	}
+	if l.loop {
+		name = "loop-" + name
 	}
 	return name
 }
@@ -100,7 +105,7 @@ func loads(place string) []load {
 }
 
 // moreLoads are those that --all adds: other sizes and depths, mixed loads, four
-// jobs at once.
+// jobs at once, a loop device between.
 func moreLoads(place string) []load {
 	var all []load
 	for _, write := range []bool{false, true} {
@@ -112,6 +117,13 @@ func moreLoads(place string) []load {
 	}
 	for _, block := range []int{4 << 10, 64 << 10, 1 << 20} {
 		all = append(all, load{block: block, write: true, depth: 16, mixed: true})
+	}
+	if place == "memory" {
+		for _, write := range []bool{false, true} {
+			for _, depth := range []int{1, 16} {
+				all = append(all, load{block: 4 << 10, write: write, depth: depth, loop: true})
+			}
+		}
 	}
 	return all
 }
@@ -154,9 +166,9 @@ func (l load) args(path string, size int64, each time.Duration) []string {
 func (l load) run(ctx context.Context, o *opened, size int64, each time.Duration) (sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, each+time.Minute)
 	defer cancel()
-	before := cpuTime(o.pid)
-	out, err := command(ctx, "fio", l.args(o.path, size, each)...)
-	used := cpuTime(o.pid) - before
+	before := o.cpuTime()
+	out, err := command(ctx, "fio", l.args(cmp.Or(o.loop, o.path), size, each)...)
+	used := o.cpuTime() - before
 	if err != nil {
 		return sample{}, err
 	}
@@ -165,6 +177,15 @@ func (l load) run(ctx context.Context, o *opened, size int64, each time.Duration
 		s.CPU = float64(used.Nanoseconds()) / 1000 / float64(s.Ops)
 	}
 	return s, err
+}
+
+// cpuTime is what all that serve it have used.
+func (o *opened) cpuTime() time.Duration {
+	sum := cpuTime(o.pid)
+	for _, pid := range o.behind {
+		sum += cpuTime(pid)
+	}
+	return sum
 }
 
 // cpuTime is what a process has used of the processors, its threads together.
@@ -237,7 +258,7 @@ func (l load) parse(out []byte) (sample, error) {
 func installed(names ...string) error {
 	for _, n := range names {
 		if _, err := exec.LookPath(n); err != nil {
-			return fmt.Errorf("not installed: %s", n)
+			return notHere("not installed: " + n)
 		}
 	}
 	return nil

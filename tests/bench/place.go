@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -56,10 +57,11 @@ func (p *place) close() error { return p.end.run() }
 // and a tenth of the speed of large reads.
 func (p *place) fill(ctx context.Context) error {
 	seed := p.path("seed")
-	if err := p.random(ctx, seed); err != nil {
-		return err
+	err := p.random(ctx, seed)
+	if err == nil {
+		err = p.copyOf(ctx, seed, p.base)
 	}
-	return errors.Join(p.copyOf(ctx, seed, p.base), os.Remove(seed))
+	return errors.Join(err, os.RemoveAll(seed))
 }
 
 // random writes a file of random bytes, the same in every run.
@@ -124,7 +126,10 @@ type opened struct {
 	path string
 	bin  string // the build of dmfuse that serves it
 	pid  int    // the process that serves it; 0 none
-	end  cleanups
+	loop string // the loop device over path that is loaded instead; empty: none
+	// behind are others that a request goes through.
+	behind []int
+	end    cleanups
 
 	flag string // of the daemon that serves it; empty: none
 }
@@ -162,13 +167,21 @@ func (p *place) measure(ctx context.Context, l load, rounds int) (row row, err e
 // once is one cell: a fresh subject if it needs to be, else the one of the round
 // before.
 func (p *place) once(ctx context.Context, s subject, l load, open map[string]*opened) (_ sample, err error) {
-	if err := installed(s.needs...); err != nil {
+	needs := s.needs
+	if l.loop {
+		needs = append(slices.Clone(needs), "losetup")
+	}
+	if err := installed(needs...); err != nil {
 		return sample{}, err
 	}
 	o := open[s.name]
 	if o == nil {
 		o = &opened{bin: s.bin}
-		if err := s.open(ctx, p, o); err != nil {
+		err := s.open(ctx, p, o)
+		if err == nil && l.loop {
+			o.loop, err = attach(ctx, o)
+		}
+		if err != nil {
 			return sample{}, errors.Join(err, o.end.run())
 		}
 		if s.once && l.write {

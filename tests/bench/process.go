@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -96,6 +100,24 @@ func (s *server) stop() error {
 		<-s.ended
 		return fmt.Errorf("%s had to be killed", s.cmd.Args[0])
 	}
+}
+
+// children are the processes that a process has started.
+func children(pid int) ([]int, error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	var all []int
+	for _, path := range lists {
+		b, rerr := os.ReadFile(path)
+		if errors.Is(rerr, fs.ErrNotExist) || errors.Is(rerr, syscall.ESRCH) {
+			continue // a thread that has ended
+		}
+		err = errors.Join(err, rerr)
+		for word := range strings.FieldsSeq(string(b)) {
+			child, perr := strconv.Atoi(word)
+			all, err = append(all, child), errors.Join(err, perr)
+		}
+	}
+	return all, err
 }
 
 // cleanups are run in reverse order, all of them.

@@ -34,6 +34,7 @@ type row struct {
 // cell is one subject of a row.
 type cell struct {
 	Subject string   `json:"subject"`
+	Mode    string   `json:"mode,omitempty"`    // its cache, and when a write is durable
 	Samples []sample `json:"samples,omitempty"` // one for each round
 	Median  float64  `json:"median"`
 	P99     float64  `json:"p99_us"`
@@ -48,7 +49,11 @@ func newRow(place string, l load, all []subject) row {
 		r.Base = nameOrigin1
 	}
 	for _, s := range subjectsOf(all, place, l) {
-		r.Cells = append(r.Cells, cell{Subject: s.name})
+		mode := s.mode
+		if l.loop {
+			mode = throughLoop + mode
+		}
+		r.Cells = append(r.Cells, cell{Subject: s.name, Mode: mode})
 	}
 	return r
 }
@@ -166,7 +171,7 @@ func (r *row) text() string {
 			if c.P99 > 0 {
 				p99 = fmt.Sprintf("%.0f", c.P99)
 			}
-			fmt.Fprintf(&b, "  %-28s %10.1f %10s %10s %12.2f\n", c.Subject, c.Median, p99, cpu, c.Ratio)
+			fmt.Fprintf(&b, "  %-28s %10.1f %10s %10s %12.2f  %s\n", c.Subject, c.Median, p99, cpu, c.Ratio, c.Mode)
 		}
 	}
 	return b.String() + "\n"

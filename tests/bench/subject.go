@@ -60,7 +60,11 @@ type subject struct {
 	written bool
 	// whole: of written, everything.
 	whole bool
-	open  func(ctx context.Context, p *place, o *opened) error
+	// loop: it belongs to the loads through a loop device.
+	loop bool
+	// mode is how it holds what is written: its cache, and when it is durable.
+	mode string
+	open func(ctx context.Context, p *place, o *opened) error
 }
 
 // subjects are all of them, in the order of the table.
@@ -97,39 +101,64 @@ const aloneWord = ", no keeper"
 // ours marks the subjects whose build subjects fills in.
 const ours = "dmfuse"
 
+// How subjects hold what is written. Their own cache is the page cache, that is
+// none of fio: fio's requests are direct.
+const (
+	modeDirect   = "O_DIRECT; durable when flushed"
+	modeFlushed  = "page cache; durable when flushed"
+	modeAnswered = "page cache; first write durable with its metadata when answered, else when flushed"
+	modeSaved    = "page cache; what is saved is durable before the write, that when flushed"
+	modeNotSaved = "page cache; what is saved is not made durable, the write when flushed"
+	modeLogged   = "page cache; the mark in the log is durable before the write, that when flushed"
+	modeNever    = "page cache; not made durable by a flush"
+)
+
+// modeOf is the mode of the subject of a name, empty if there is none.
+func modeOf(name string) string {
+	for _, s := range peers() {
+		if s.name == name {
+			return s.mode
+		}
+	}
+	return ""
+}
+
+// throughLoop begins the mode of what lies below a loop device.
+const throughLoop = "loop device with direct I/O; "
+
 func peers() []subject {
 	fuse := []string{"qemu-storage-daemon", "qemu-img"}
 	return []subject{
-		{name: nameFile, open: openFile},
-		{name: nameGoFuse, open: openGoFuse},
-		{name: nameLinear, bin: ours, open: openTable(linear)},
-		{name: nameLinear + overURingWord, bin: ours, memory: true, open: served(uring, openTable(linear))},
-		{name: nameLinear + aloneWord, bin: ours, memory: true, open: served(alone, openTable(linear))},
-		{name: nameMirror, bin: ours, open: openMirror("load")},
-		{name: nameMirror1, bin: ours, reads: true, open: openMirror("default")},
-		{name: nameSnap4k, bin: ours, once: true, open: openTable(snapshotTable(8))},
-		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, open: served(uring, openTable(snapshotTable(8)))},
-		{name: nameSnap4k + aloneWord, bin: ours, once: true, memory: true, open: served(alone, openTable(snapshotTable(8)))},
-		{name: nameSnap64k, bin: ours, once: true, writes: true, open: openTable(snapshotTable(128))},
-		{name: nameLazy, bin: ours, once: true, writes: true, open: openLazy(openTable(snapshotTable(8)))},
-		{name: nameOrigin0, bin: ours, memory: true, open: openOrigin(0)},
-		{name: nameOrigin1, bin: ours, once: true, origin: true, open: openOrigin(1)},
-		{name: nameOrigin2, bin: ours, once: true, origin: true, only: true, open: openOrigin(2)},
-		{name: nameOrigin4, bin: ours, once: true, origin: true, only: true, open: openOrigin(4)},
-		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, open: openOrigin(8)},
-		{name: nameHalf, bin: ours, memory: true, written: true, open: openWritten(openTable(snapshotTable(8)), 4<<10, 2)},
-		{name: nameFull, bin: ours, written: true, whole: true, open: openWritten(openTable(snapshotTable(8)), 1<<20, 1)},
-		{name: nameFull + overURingWord, bin: ours, writes: true, written: true, whole: true, memory: true, open: openWritten(served(uring, openTable(snapshotTable(8))), 1<<20, 1)},
-		{name: nameBefore, needs: fuse, once: true, writes: true, open: openBefore(false)},
-		{name: nameBeforeSync, needs: []string{"qemu-storage-daemon", "qemu-img", "chattr"}, once: true, writes: true, disk: true, open: openBefore(true)},
-		{name: "qemu raw", needs: fuse, memory: true, open: openRaw},
-		{name: nameQcow64k, needs: fuse, once: true, open: openQcow("cluster_size=64k")},
-		{name: nameQcow4k, needs: fuse, once: true, open: openQcow("cluster_size=4k")},
-		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, open: openQcow("cluster_size=128k,extended_l2=on")},
-		{name: nameQcowFull, needs: fuse, written: true, whole: true, open: openWritten(openQcow("cluster_size=64k"), 1<<20, 1)},
-		{name: "nbdfuse, nbdkit cow", needs: []string{"nbdfuse", "nbdkit"}, once: true, memory: true, open: openNBD},
-		{name: "nbdfuse, qemu-nbd qcow2 64k", needs: []string{"nbdfuse", "qemu-nbd", "qemu-img"}, once: true, open: openQemuNBD},
-		{name: "xmount --cache", needs: []string{"xmount"}, once: true, memory: true, open: openXmount},
+		{name: nameFile, loop: true, mode: modeDirect, open: openFile},
+		{name: nameGoFuse, loop: true, mode: modeFlushed, open: openGoFuse},
+		{name: nameLinear, bin: ours, loop: true, mode: modeFlushed, open: openTable(linear)},
+		{name: nameLinear + overURingWord, bin: ours, memory: true, mode: modeFlushed, open: served(uring, openTable(linear))},
+		{name: nameLinear + aloneWord, bin: ours, memory: true, mode: modeFlushed, open: served(alone, openTable(linear))},
+		{name: nameMirror, bin: ours, mode: modeLogged, open: openMirror("load")},
+		{name: nameMirror1, bin: ours, reads: true, mode: modeLogged, open: openMirror("default")},
+		{name: nameSnap4k, bin: ours, once: true, loop: true, mode: modeAnswered, open: openTable(snapshotTable(8))},
+		{name: nameSnap4k + overURingWord, bin: ours, once: true, memory: true, mode: modeAnswered, open: served(uring, openTable(snapshotTable(8)))},
+		{name: nameSnap4k + aloneWord, bin: ours, once: true, memory: true, mode: modeAnswered, open: served(alone, openTable(snapshotTable(8)))},
+		{name: nameSnap64k, bin: ours, once: true, writes: true, mode: modeAnswered, open: openTable(snapshotTable(128))},
+		{name: nameLazy, bin: ours, once: true, writes: true, mode: modeFlushed, open: openLazy(openTable(snapshotTable(8)))},
+		{name: nameOrigin0, bin: ours, memory: true, mode: modeFlushed, open: openOrigin(0)},
+		{name: nameOrigin1, bin: ours, once: true, origin: true, mode: modeSaved, open: openOrigin(1)},
+		{name: nameOrigin2, bin: ours, once: true, origin: true, only: true, mode: modeSaved, open: openOrigin(2)},
+		{name: nameOrigin4, bin: ours, once: true, origin: true, only: true, mode: modeSaved, open: openOrigin(4)},
+		{name: nameOrigin8, bin: ours, once: true, origin: true, only: true, mode: modeSaved, open: openOrigin(8)},
+		{name: nameHalf, bin: ours, memory: true, written: true, mode: modeAnswered, open: openWritten(openTable(snapshotTable(8)), 4<<10, 2)},
+		{name: nameFull, bin: ours, written: true, whole: true, mode: modeFlushed, open: openWritten(openTable(snapshotTable(8)), 1<<20, 1)},
+		{name: nameFull + overURingWord, bin: ours, writes: true, written: true, whole: true, memory: true, mode: modeFlushed, open: openWritten(served(uring, openTable(snapshotTable(8))), 1<<20, 1)},
+		{name: nameBefore, needs: fuse, once: true, writes: true, mode: modeNotSaved, open: openBefore(false)},
+		{name: nameBeforeSync, needs: []string{"qemu-storage-daemon", "qemu-img", "chattr"}, once: true, writes: true, disk: true, mode: modeSaved, open: openBefore(true)},
+		{name: "qemu raw", needs: fuse, memory: true, mode: modeFlushed, open: openRaw},
+		{name: nameQcow64k, needs: fuse, once: true, loop: true, mode: modeFlushed, open: openQcow("cluster_size=64k")},
+		{name: nameQcow4k, needs: fuse, once: true, loop: true, mode: modeFlushed, open: openQcow("cluster_size=4k")},
+		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, mode: modeFlushed, open: openQcow("cluster_size=128k,extended_l2=on")},
+		{name: nameQcowFull, needs: fuse, written: true, whole: true, mode: modeFlushed, open: openWritten(openQcow("cluster_size=64k"), 1<<20, 1)},
+		{name: "nbdfuse, nbdkit cow", needs: []string{"nbdfuse", "nbdkit"}, once: true, memory: true, mode: modeNever, open: openNBD},
+		{name: "nbdfuse, qemu-nbd qcow2 64k", needs: []string{"nbdfuse", "qemu-nbd", "qemu-img"}, once: true, mode: modeFlushed, open: openQemuNBD},
+		{name: "xmount --cache", needs: []string{"xmount"}, once: true, memory: true, mode: modeNever, open: openXmount},
 	}
 }
 
@@ -149,6 +178,8 @@ func (s subject) suits(place string, l load) bool {
 		return false
 	}
 	switch {
+	case l.loop && !s.loop:
+		return false
 	case l.origin || s.only:
 		return l.origin && s.origin
 	case l.again || l.mixed:

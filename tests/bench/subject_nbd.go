@@ -38,7 +38,15 @@ func (p *place) overNBD(ctx context.Context, o *opened, server ...string) error 
 	o.end.add(s.stop)
 	o.pid = s.cmd.Process.Pid
 	before := deviceOf(p.dir)
-	return s.until(ctx, func() bool { return mounted(o.path, before) })
+	if err := s.until(ctx, func() bool { return mounted(o.path, before) }); err != nil {
+		return err
+	}
+	// nbdfuse passes the requests on to the server that it has started.
+	o.behind, err = children(o.pid)
+	if err == nil && len(o.behind) == 0 {
+		err = fmt.Errorf("nbdfuse has no process of %s", server[0])
+	}
+	return err
 }
 
 // openXmount is the overlay of xmount over the base. The program goes to the
@@ -50,13 +58,10 @@ func openXmount(ctx context.Context, p *place, o *opened) error {
 	}
 	o.end.add(func() error { return os.Remove(dir) })
 	o.end.add(func() error { return os.RemoveAll(cache) })
+	o.end.add(func() error { return unmount(dir) })
 	if _, err := command(ctx, "xmount", "--in", "raw", p.base, "--out", "raw", "--cache", cache, dir); err != nil {
 		return err
 	}
-	o.end.add(func() error {
-		_, err := command(context.WithoutCancel(ctx), "umount", dir)
-		return err
-	})
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return err

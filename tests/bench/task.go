@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dmfuse/dmfuse/control"
@@ -89,11 +90,25 @@ func tasks() []task {
 	})
 }
 
+// taskMode is the mode of a subject of a task, empty where nothing is written.
+func taskMode(place, task, subject string) string {
+	switch mode := modeOf(subject); {
+	case mode != "": // below a file system
+		return throughLoop + mode
+	case task == "merge", task == "copy-4GiB", strings.HasPrefix(task, "resync"):
+		if place == "disk" {
+			return "page cache; until the copy is durable"
+		}
+		return "page cache"
+	}
+	return ""
+}
+
 // newTaskRow is its row without samples.
 func newTaskRow(place string, k task) row {
 	r := row{Place: place, Load: k.name, Unit: k.unit, Base: k.subjects[0].name}
 	for _, s := range k.subjects {
-		r.Cells = append(r.Cells, cell{Subject: s.name})
+		r.Cells = append(r.Cells, cell{Subject: s.name, Mode: taskMode(place, k.name, s.name)})
 	}
 	return r
 }
@@ -154,17 +169,25 @@ func copyTask(sparse bool, with copier) func(context.Context, *place, options) (
 // of4GiB does a task with a base of 4 GiB, whatever the size of the devices is.
 func of4GiB(do func(context.Context, *place, options) (float64, error)) func(context.Context, *place, options) (float64, error) {
 	return func(ctx context.Context, p *place, o options) (float64, error) {
+		const size = 4 << 30
+		need := int64(size + size/8) // the copy, and what others ask for meanwhile
+		if p.larger == nil {
+			need += size
+		}
+		if err := p.room(need); err != nil {
+			return 0, err
+		}
 		if p.larger == nil {
 			if _, err := p.daemonOf(o.bin); err != nil { // it ends with p
 				return 0, err
 			}
-			q := &place{name: p.name, dir: filepath.Join(p.dir, "larger"), size: 4 << 30, each: p.each, self: p.self, daemons: p.daemons}
+			q := &place{name: p.name, dir: filepath.Join(p.dir, "larger"), size: size, each: p.each, self: p.self, daemons: p.daemons}
 			q.base = filepath.Join(q.dir, "base")
 			if err := os.Mkdir(q.dir, 0o700); err != nil {
 				return 0, err
 			}
 			if err := q.fill(ctx); err != nil {
-				return 0, err
+				return 0, errors.Join(err, os.RemoveAll(q.dir))
 			}
 			p.larger = q
 		}

@@ -105,22 +105,17 @@ func (p *place) emptyExt4(ctx context.Context) (string, error) {
 
 // mount attaches a loop device to what is open and mounts it.
 func (p *place) mount(ctx context.Context, o *opened) (string, error) {
-	out, err := command(ctx, "losetup", "--find", "--show", "--direct-io=on", o.path)
+	loop, err := attach(ctx, o)
 	if err != nil {
 		return "", err
 	}
-	loop := strings.TrimSpace(string(out))
-	last := context.WithoutCancel(ctx)
-	o.end.add(func() error { _, err := command(last, "losetup", "-d", loop); return err })
 	dir := p.path("mnt")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
-	if _, err := command(ctx, "mount", "-t", "ext4", loop, dir); err != nil {
-		return "", err
-	}
-	o.end.add(func() error { _, err := command(last, "umount", dir); return err })
-	return dir, nil
+	o.end.add(func() error { return unmount(dir) })
+	_, err = command(ctx, "mount", "-t", "ext4", loop, dir)
+	return dir, err
 }
 
 // untar unpacks many small files and makes them durable.
