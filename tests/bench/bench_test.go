@@ -191,14 +191,14 @@ func TestCompare(t *testing.T) {
 	}
 	was, now := write("old", 2), write("new", 3)
 	var out bytes.Buffer
-	if err := compare(&out, was, now); err != nil || !strings.Contains(out.String(), "2.00     3.00     1.50") {
+	if err := compare(&out, []string{was, now}); err != nil || !strings.Contains(out.String(), "2.00       3.00     1.50") {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 	for _, bad := range []string{"", "{}", `{"schema_version": 2}`} {
 		if err := os.WriteFile(dir+"/bad.json", []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := compare(io.Discard, was, dir+"/bad.json"); err == nil {
+		if err := compare(io.Discard, []string{was, dir + "/bad.json"}); err == nil {
 			t.Errorf("%q is compared", bad)
 		}
 	}

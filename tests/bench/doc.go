@@ -17,11 +17,13 @@
 //     made anew for every round, and fio writes every block at most once.
 //  3. All subjects have the same base, full of data that is not zero, and the
 //     same load to the byte.
-//  4. A peer that is not installed, or cannot do a load, has a row that says so.
-//     A failure of dmfuse ends the run with an error.
+//  4. A peer that is not installed, or cannot do a load, has a row that says so;
+//     so has what the machine does not offer (notHere), io_uring for one. A
+//     failure of dmfuse ends the run with an error.
 //  5. In memory the pages that a load needs anew were in use just before: else the
 //     host of a virtual machine decides what a first write costs.
-//  6. Everything that is started is registered for its end at once. Ctrl-C
-//     leaves nothing behind; when this program is killed, what it started ends
+//  6. Everything that is started is registered for its end at once, what a
+//     command leaves in the kernel even before. Ctrl-C leaves nothing behind,
+//     nor does an output that breaks; when this program is killed, what it started ends
 //     and unmounts, and only files are left (dmfuse-bench-*).
 package main

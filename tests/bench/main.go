@@ -49,9 +49,9 @@ func parse(args []string, errs io.Writer) (options, error) {
 	f.IntVar(&o.rounds, "rounds", 3, "turns over all subjects")
 	f.DurationVar(&o.each, "each", 350*time.Millisecond, "time of a load on a subject in a round")
 	mib := f.Int64("size", 256, "MiB of each device")
-	f.BoolVar(&o.all, "all", false, "more loads: 64k, depth 64, reads and writes mixed, four jobs; about half an hour")
+	f.BoolVar(&o.all, "all", false, "more loads: 64k, depth 64, reads and writes mixed, four jobs, through a loop device; about half an hour")
 	f.BoolVar(&o.quick, "quick", false, "one short round, in memory only")
-	f.BoolVar(&o.check, "check", false, "exit status 1 when an aim is missed")
+	f.BoolVar(&o.check, "check", false, "exit status 1 when an aim is missed or cannot be judged")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -107,8 +107,8 @@ func main() {
 	if len(os.Args) == 4 && os.Args[1] == passthroughWord {
 		exit(passthrough(os.Args[2], os.Args[3]))
 	}
-	if len(os.Args) == 4 && os.Args[1] == compareWord {
-		exit(compare(os.Stdout, os.Args[2], os.Args[3]))
+	if len(os.Args) > 1 && os.Args[1] == compareWord {
+		exit(compare(os.Stdout, os.Args[2:]))
 	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	switch {
@@ -137,12 +137,20 @@ func withoutSettings() {
 	}
 }
 
+// usageError is a command line that means nothing.
+type usageError string
+
+func (u usageError) Error() string { return string(u) }
+
 func exit(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+	if err == nil {
+		os.Exit(0)
 	}
-	os.Exit(0)
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	if _, usage := errors.AsType[usageError](err); usage {
+		os.Exit(2)
+	}
+	os.Exit(1)
 }
 
 // run measures everything and writes the reports, also of a run that was broken
