@@ -40,6 +40,8 @@ func aims() []aim {
 		{Row: "disk/4k-syncwrite-d16", Subject: nameOrigin1, Against: nameBeforeSync, AtLeast: 1.5},
 		{Row: "memory/1M-seqread-d16", Subject: nameSnap4k, Against: nameBest, AtLeast: 1},
 		{Row: "memory/1M-seqwrite-d16", Subject: nameSnap4k, Against: nameBest, AtLeast: 1},
+		{Row: "memory/1M-seqwrite-d16", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1},
+		{Row: "memory/1M-seqwrite-d16", Subject: nameLinear, Against: nameRaw, AtLeast: 1},
 		{Row: "memory/ext4-untar", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1.3},
 		{Row: "memory/ext4-sqlite", Subject: nameSnap4k, Against: nameQcow64k, AtLeast: 1.3},
 		{Row: "memory/4k-read-d1", Subject: nameSnap4k, Against: nameGoFuse, AtLeast: 1.1},

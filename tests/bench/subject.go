@@ -19,6 +19,7 @@ const (
 	nameSnap4k   = "dmfuse snapshot 4k"
 	nameSnap64k  = "dmfuse snapshot 64k"
 	nameLazy     = "dmfuse snapshot 4k, answers first"
+	nameRaw      = "qemu raw"
 	nameQcow64k  = "qcow2 64k"
 	nameQcow4k   = "qcow2 4k"
 	nameQcow128k = "qcow2 128k extended_l2"
@@ -151,7 +152,7 @@ func peers() []subject {
 		{name: nameFull + overURingWord, bin: ours, writes: true, written: true, whole: true, memory: true, mode: modeFlushed, open: openWritten(served(uring, openTable(snapshotTable(8))), 1<<20, 1)},
 		{name: nameBefore, needs: fuse, once: true, writes: true, mode: modeNotSaved, open: openBefore(false)},
 		{name: nameBeforeSync, needs: []string{"qemu-storage-daemon", "qemu-img", "chattr"}, once: true, writes: true, disk: true, mode: modeSaved, open: openBefore(true)},
-		{name: "qemu raw", needs: fuse, memory: true, mode: modeFlushed, open: openRaw},
+		{name: nameRaw, needs: fuse, memory: true, mode: modeFlushed, open: openRaw},
 		{name: nameQcow64k, needs: fuse, once: true, loop: true, mode: modeFlushed, open: openQcow("cluster_size=64k")},
 		{name: nameQcow4k, needs: fuse, once: true, loop: true, mode: modeFlushed, open: openQcow("cluster_size=4k")},
 		{name: nameQcow128k, needs: fuse, once: true, writes: true, memory: true, mode: modeFlushed, open: openQcow("cluster_size=128k,extended_l2=on")},
