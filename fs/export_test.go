@@ -8,6 +8,9 @@ func NewRingHooks(setup func(entries, flags uint32, setup func() (int, error)) (
 	return ringHooks{setup: setup, register: register}
 }
 
+// NewRingWatch calls aside when a goroutine is begun for a request.
+func NewRingWatch(aside func()) RingHooks { return ringHooks{aside: aside} }
+
 // With returns options with hooks.
 func (o Options) With(h RingHooks) Options {
 	o.rings = h

@@ -37,8 +37,9 @@ type ringLoop struct {
 	stop    chan struct{} // closed when the threads are to end
 }
 
-// ringHooks let tests have things fail.
+// ringHooks let tests have things fail, and see what is done.
 type ringHooks struct {
+	aside    func() // a goroutine is begun, as no helper is free
 	setup    func(entries, flags uint32, setup func() (int, error)) (int, error)
 	register func(queue int) error
 }

@@ -22,6 +22,9 @@ const (
 	ringDepth = 16
 	// ringMost is how many it may have.
 	ringMost = 2 * defaultMaxBackground
+	// ringAlone is how many requests in a row may come alone and find all helpers
+	// waiting: answering one takes 60 µs instead of 11 then, calling them back 100.
+	ringAlone = 64
 	// ringSubmit is how many answers go to the kernel in one call at most.
 	ringSubmit = 64
 )
@@ -54,6 +57,7 @@ type ringQueue struct {
 	file    atomic.Uint64                // node of a device file that somebody has open: of the last request for one
 	memory  [][]byte
 
+	alone   int // requests in a row that came alone and found no helper
 	helpers []*ringHelper
 	idleMu  sync.Mutex
 	idle    []*ringHelper // guarded by idleMu
@@ -291,11 +295,33 @@ func (q *ringQueue) request(e *ringEntry) error {
 		return nil
 	}
 	e.begin(e.in(), false)
-	if !q.help(e) {
-		q.l.dev.handed.Add(1)
-		go e.aside()
+	if q.help(e) {
+		q.alone = 0
+		return nil
 	}
+	q.callBack()
+	if q.l.hooks.aside != nil {
+		q.l.hooks.aside()
+	}
+	q.l.dev.handed.Add(1)
+	go e.aside()
 	return nil
+}
+
+// callBack frees helpers that are of no use. Of the entries it has the kernel takes
+// the one that came back last. When requests come one at a time that is the same each
+// time; and if it is one of the queue, the helpers wait with theirs for ever, while
+// each request takes a goroutine. So each entry is given something to do, which
+// brings it back to the queue.
+func (q *ringQueue) callBack() {
+	if q.away.Load() > 1 { // a helper may be at work
+		q.alone = 0
+		return
+	}
+	if q.alone++; q.alone >= ringAlone {
+		q.alone = 0
+		q.nudge(q.file.Load(), int(q.live.Load())-1)
+	}
 }
 
 // pass has go-fuse answer a request.
@@ -386,11 +412,11 @@ func (q *ringQueue) more() error {
 	return nil
 }
 
-// nudge has the kernel give out n requests that were queued while there was no
-// entry. It does not by itself when entries are registered: an entry takes a
-// request of the queue only when it is committed. So there are n requests more, on the CPU of the queue: the kernel is
-// asked for no byte of what it caches of a file, and sends that as a request
-// (FUSE_NOTIFY_RETRIEVE, FUSE_NOTIFY_REPLY), which is answered at once.
+// nudge makes n requests, on the CPU of the queue: the kernel is asked for no byte of
+// what it caches of a file, and sends that as a request (FUSE_NOTIFY_RETRIEVE,
+// FUSE_NOTIFY_REPLY), which is answered at once. They bring back entries that wait; and
+// requests that were queued while there was no entry come with their answers: the
+// kernel gives those out when an entry is committed, not when one is registered.
 func (q *ringQueue) nudge(node uint64, n int) {
 	defer q.pins.visit()()
 	for range n {
