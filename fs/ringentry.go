@@ -72,6 +72,21 @@ func (e *ringEntry) large() bool {
 	return n >= largeRequest
 }
 
+// simple takes the request and answers it if that moves no more than a little memory:
+// one that makes no sense, the end of a nudge, and what waits for nothing.
+func (e *ringEntry) simple() (answered bool) {
+	switch {
+	case !e.take():
+		e.q.l.dev.log.Warnf("a request of %d bytes with %d bytes of data", e.in().Length, e.size)
+		e.answer(0, statusFault)
+	case e.in().Opcode == opNotifyReply:
+		e.answer(0, fuse.OK)
+	default:
+		return e.ours() && !e.large() && e.tryNow()
+	}
+	return true
+}
+
 // tryNow answers the request if that can be done without waiting for anything.
 func (e *ringEntry) tryNow() (done bool) {
 	f := e.q.l.dev.f

@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"sync/atomic"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/dmfuse/dmfuse/fs/internal/uring"
@@ -149,20 +148,15 @@ func (h *ringHelper) completion(c uring.CQE) error {
 		q.wake() // for more entries
 	}
 	switch {
-	case !e.take():
-		e.answer(0, statusFault)
-	case e.in().Opcode == opNotifyReply:
-		e.answer(0, fuse.OK)
-	case e.ours() && (e.large() || !e.tryNow()):
+	case e.simple():
+		q.finish(e)
+	case e.ours():
 		e.begin(e.in(), false)
 		e.do()
 		return h.commit(e)
-	case !e.ours():
+	default:
 		q.pass(e)
-		h.free()
-		return nil
 	}
-	q.finish(e)
 	h.free()
 	return nil
 }

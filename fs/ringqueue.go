@@ -276,21 +276,11 @@ func (q *ringQueue) lost(c uring.CQE) error {
 // at once.
 func (q *ringQueue) request(e *ringEntry) error {
 	q.pins.requests++
-	if !e.take() {
-		q.l.dev.log.Warnf("a request of %d bytes with %d bytes of data", e.in().Length, e.size)
-		e.answer(0, statusFault)
-		return q.commit(e)
-	}
-	if e.in().Opcode == opNotifyReply {
-		e.answer(0, fuse.OK)
-		return q.commit(e)
-	}
-	ours := e.ours()
-	if ours && !e.large() && e.tryNow() {
+	if e.simple() {
 		return q.commit(e)
 	}
 	q.away.Add(1)
-	if !ours {
+	if !e.ours() {
 		q.pass(e)
 		return nil
 	}
