@@ -243,7 +243,7 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 	for {
 		select {
 		case <-slow:
-			k.calm(w)
+			w.calm()
 		case line, ok := <-reports:
 			if !ok {
 				reports = nil
@@ -251,9 +251,7 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 			}
 			if line == "ready" {
 				e.ready, late = true, nil
-			}
-			if e.ready {
-				k.calm(w)
+				w.calm()
 			}
 			e.final = e.final || line == "final"
 			if at, ok := strings.CutPrefix(line, "restoring "); ok {
@@ -315,7 +313,7 @@ func (e end) with(s *os.ProcessState, lived time.Duration) end {
 }
 
 // calm makes the worker like any other process.
-func (k *keeper) calm(w *running) {
+func (w *running) calm() {
 	if w.hurried {
 		w.hurried = false
 		_ = calm(w.proc.Pid) // it may have died meanwhile
