@@ -30,8 +30,10 @@ type taskSubject struct {
 	name  string
 	ours  bool // a failure ends the run
 	needs []string
-	do    func(ctx context.Context, p *place, o options) (float64, error)
+	do    taskDo
 }
+
+type taskDo func(ctx context.Context, p *place, o options) (float64, error)
 
 // Names of the ways to copy a file to another.
 const (
@@ -51,20 +53,8 @@ const (
 func tasks() []task {
 	both := []string{"memory", "disk"}
 	return slices.Concat(fsTasks(), scaleTasks(), []task{
-		{"resync", "MB/s", both, []taskSubject{
-			{nameDD, false, []string{"dd"}, copyTask(false, withDD)},
-			{nameCp, false, []string{"cp"}, copyTask(false, withCp)},
-			{nameNBDCopy, false, []string{"nbdcopy"}, copyTask(false, withNBDCopy)},
-			{nameConvert, false, []string{"qemu-img"}, copyTask(false, withConvert)},
-			{nameResync, true, nil, copyTask(false, withMirror)},
-		}},
-		{"copy-4GiB", "MB/s", []string{"memory"}, []taskSubject{
-			{nameDD, false, []string{"dd"}, of4GiB(copyTask(false, withDD))},
-			{nameCp, false, []string{"cp"}, of4GiB(copyTask(false, withCp))},
-			{nameNBDCopy, false, []string{"nbdcopy"}, of4GiB(copyTask(false, withNBDCopy))},
-			{nameConvert, false, []string{"qemu-img"}, of4GiB(copyTask(false, withConvert))},
-			{nameResync, true, nil, of4GiB(copyTask(false, withMirror))},
-		}},
+		{"resync", "MB/s", both, copies(func(do taskDo) taskDo { return do })},
+		{"copy-4GiB", "MB/s", []string{"memory"}, copies(of4GiB)},
 		{"resync-sparse", "MB/s", both, []taskSubject{
 			{nameDD, false, []string{"dd"}, copyTask(true, withDD)},
 			{nameConvert, false, []string{"qemu-img"}, copyTask(true, withConvert)},
@@ -88,6 +78,17 @@ func tasks() []task {
 			{namePauseBusy, true, nil, pause(1_000_000, true)},
 		}},
 	})
+}
+
+// copies are all ways to copy the base, each in its setting.
+func copies(in func(taskDo) taskDo) []taskSubject {
+	return []taskSubject{
+		{nameDD, false, []string{"dd"}, in(copyTask(false, withDD))},
+		{nameCp, false, []string{"cp"}, in(copyTask(false, withCp))},
+		{nameNBDCopy, false, []string{"nbdcopy"}, in(copyTask(false, withNBDCopy))},
+		{nameConvert, false, []string{"qemu-img"}, in(copyTask(false, withConvert))},
+		{nameResync, true, nil, in(copyTask(false, withMirror))},
+	}
 }
 
 // taskMode is the mode of a subject of a task, empty where nothing is written.
@@ -146,7 +147,7 @@ type copier func(ctx context.Context, p *place, o options, src, dst string) (tim
 
 // copyTask copies the base, or a file of its size of which one part in 256 is
 // data, over a file that is full of other data.
-func copyTask(sparse bool, with copier) func(context.Context, *place, options) (float64, error) {
+func copyTask(sparse bool, with copier) taskDo {
 	return func(ctx context.Context, p *place, o options) (_ float64, err error) {
 		src := p.base
 		if sparse {
@@ -167,7 +168,7 @@ func copyTask(sparse bool, with copier) func(context.Context, *place, options) (
 }
 
 // of4GiB does a task with a base of 4 GiB, whatever the size of the devices is.
-func of4GiB(do func(context.Context, *place, options) (float64, error)) func(context.Context, *place, options) (float64, error) {
+func of4GiB(do taskDo) taskDo {
 	return func(ctx context.Context, p *place, o options) (float64, error) {
 		const size = 4 << 30
 		need := int64(size + size/8) // the copy, and what others ask for meanwhile
