@@ -10,8 +10,9 @@ import (
 
 // copyOut returns when every active snapshot has its own copy of the origin's
 // bytes [from, to), durably, or is invalid (rule 2). A snapshot that fails
-// never fails the caller; the only error is that of a wait that was given up.
-func (o *origin) copyOut(ctx context.Context, from, to int64) error {
+// never fails the caller; the only error is that of a wait that was given up. seen
+// is how often the gate's bell had rung before the caller looked at anything.
+func (o *origin) copyOut(ctx context.Context, from, to int64, seen uint64) error {
 	if ctx == target.Now {
 		return o.savedNow(from, to)
 	}
@@ -25,7 +26,7 @@ func (o *origin) copyOut(ctx context.Context, from, to int64) error {
 		for _, s := range snaps {
 			end = min(end, s.core.Load().pieceEnd(from))
 		}
-		if err := o.copyOutPiece(ctx, snaps, from, end); err != nil {
+		if err := o.copyOutPiece(ctx, snaps, from, end, seen); err != nil {
 			return err
 		}
 		from = end
@@ -117,7 +118,7 @@ type short struct {
 // copyOutPiece makes all snapshots safe for a write to [from, to). It copies
 // and commits what nobody has begun before it waits for others, and looks
 // again afterwards: others may have given up.
-func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to int64) error {
+func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to int64, seen uint64) error {
 	for !safe(snaps, from, to) {
 		for _, s := range snaps {
 			if err := s.waitRoom(ctx); err != nil {
@@ -141,7 +142,7 @@ func (o *origin) copyOutPiece(ctx context.Context, snaps []*snapshot, from, to i
 			if sh.s.safe(sh.c, from, to) {
 				continue
 			}
-			if err := sh.s.moreSpace(ctx, sh.c, sh.c.chunkOf(from), sh.c.chunkOf(to-1), sh.why, time.Time{}); err != nil {
+			if err := sh.s.moreSpace(ctx, sh.c, sh.c.chunkOf(from), sh.c.chunkOf(to-1), sh.why, time.Time{}, seen); err != nil {
 				return err
 			}
 		}

@@ -43,13 +43,6 @@ func (g *gate) enter(ctx context.Context) error {
 	}
 }
 
-// isShut tells whether somebody waits for those inside.
-func (g *gate) isShut() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.shut > 0
-}
-
 // leave ends what enter began.
 func (g *gate) leave() {
 	g.mu.Lock()

@@ -84,6 +84,7 @@ func (m *mergeTarget) sane(st *persistent, es []exception) error {
 // the runs (rule 2).
 func (m *mergeTarget) enterSafely(ctx context.Context, c *core, runs []chunkRun) error {
 	for {
+		seen := m.s.o.gate.bell.count()
 		if err := m.s.o.gate.enter(ctx); err != nil {
 			return err
 		}
@@ -92,7 +93,7 @@ func (m *mergeTarget) enterSafely(ctx context.Context, c *core, runs []chunkRun)
 			if m.s.group.o.Hooks.NoMergeCopyOut {
 				break
 			}
-			if err = m.s.o.copyOut(ctx, c.offset(r.first), m.s.sourceEnd(c.offset(r.end()))); err != nil {
+			if err = m.s.o.copyOut(ctx, c.offset(r.first), m.s.sourceEnd(c.offset(r.end())), seen); err != nil {
 				break
 			}
 		}

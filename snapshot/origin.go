@@ -73,23 +73,25 @@ func (t *originTarget) change(ctx context.Context, off, n int64, do func() error
 // snapshots are safe. A write that waits for room in one of them leaves the gate
 // now and then; when stopping is set it is given back.
 func (o *origin) change(ctx context.Context, from, to int64, stopping *atomic.Bool, do func() error) error {
+	seen := o.gate.bell.count()
 	for {
-		err := o.changeOnce(ctx, from, to, do)
-		switch {
-		case !errors.Is(err, errAgain):
+		err := o.changeOnce(ctx, from, to, seen, do)
+		if !errors.Is(err, errAgain) {
 			return err
-		case stopping.Load():
+		}
+		seen = o.gate.bell.count()
+		if stopping.Load() {
 			return target.ErrPostponed
 		}
 	}
 }
 
-func (o *origin) changeOnce(ctx context.Context, from, to int64, do func() error) error {
+func (o *origin) changeOnce(ctx context.Context, from, to int64, seen uint64, do func() error) error {
 	if err := o.gate.enter(ctx); err != nil {
 		return err
 	}
 	defer o.gate.leave()
-	if err := o.copyOut(ctx, from, to); err != nil {
+	if err := o.copyOut(ctx, from, to, seen); err != nil {
 		return err
 	}
 	err := do()

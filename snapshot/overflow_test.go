@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -283,6 +284,7 @@ type paused struct {
 	*lab
 	snap, org *table
 	cow       *blockdev.Mem
+	look      *looked // the COW device
 	cancel    context.CancelFunc
 	done      chan error
 }
@@ -291,6 +293,8 @@ func newPaused(t *testing.T, throughOrigin bool) *paused {
 	l := newLab(t, Options{})
 	fill(t, l.mem("o", 256), 1)
 	p := &paused{lab: l, cow: l.mem("c", 16), done: make(chan error, 1)}
+	p.look = &looked{Lower: l.devs["c"]}
+	l.devs["c"] = p.look
 	p.snap, p.org = l.live("0 256 snapshot o c P 8"), l.live("0 256 snapshot-origin o")
 	p.snap.policy("overflow=pause", "pause-time=0")
 	ctx, cancel := context.WithCancel(context.Background())
@@ -368,6 +372,45 @@ func TestPause_Suspend(t *testing.T) {
 			}
 			tb.want(2, 0, 8)
 			p.end()
+		})
+	}
+}
+
+// looked calls a function once when somebody asks for the size.
+type looked struct {
+	target.Lower
+	then atomic.Pointer[func()]
+}
+
+func (l *looked) Size() int64 {
+	if do := l.then.Swap(nil); do != nil {
+		(*do)()
+	}
+	return l.Lower.Size()
+}
+
+// Who waits for room and has looked hears what happens before he waits on.
+func TestPause_HearsAtOnce(t *testing.T) {
+	for name, do := range map[string]func(p *paused) (ends error){
+		"suspend of the snapshot": func(p *paused) error { p.snap.suspend(); return target.ErrPostponed },
+		"suspend of the origin":   func(p *paused) error { p.org.suspend(); return target.ErrPostponed },
+		"other policies":          func(p *paused) error { p.snap.policy("overflow=invalidate"); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPaused(t, name != "suspend of the snapshot")
+				var at time.Time
+				var ends error
+				then := func() { at, ends = time.Now(), do(p) }
+				p.look.then.Store(&then)
+				if err := <-p.done; !errors.Is(err, ends) {
+					t.Errorf("%v, want %v", err, ends)
+				}
+				if d := time.Since(at); d != 0 {
+					t.Errorf("after %v", d)
+				}
+				p.end()
+			})
 		})
 	}
 }

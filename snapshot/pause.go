@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,16 +21,28 @@ const pauseSeen = 4 * spaceEvery
 // is room.
 var errAgain = errors.New("once more")
 
-// bell wakes all who wait for it.
+// bell wakes all who wait for it. Who waits takes the count of rings before he
+// looks at anything that a ring tells of: so no ring is missed that comes between
+// the look and the wait.
 type bell struct {
-	mu sync.Mutex
-	ch chan struct{} // closed by the next ring; nil while nobody waits
+	mu    sync.Mutex
+	rings atomic.Uint64 // changed under mu
+	ch    chan struct{} // closed by the next ring; nil while nobody waits
 }
 
-// wait is closed by the next ring.
-func (b *bell) wait() <-chan struct{} {
+// rung is a channel that is closed.
+var rung = func() chan struct{} { ch := make(chan struct{}); close(ch); return ch }()
+
+// count is how often it has rung.
+func (b *bell) count() uint64 { return b.rings.Load() }
+
+// after is closed when it has rung more often than seen.
+func (b *bell) after(seen uint64) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.rings.Load() != seen {
+		return rung
+	}
 	if b.ch == nil {
 		b.ch = make(chan struct{})
 	}
@@ -39,6 +52,7 @@ func (b *bell) wait() <-chan struct{} {
 func (b *bell) ring() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.rings.Add(1)
 	if b.ch != nil {
 		close(b.ch)
 		b.ch = nil
@@ -57,8 +71,9 @@ func (s *snapshot) pauses() bool {
 // for it, rule 4). errAgain means that it is to begin again.
 //
 // The write needs the chunks from first to last. began is when a write to the
-// snapshot came, zero for an origin write.
-func (s *snapshot) moreSpace(ctx context.Context, c *core, first, last Chunk, why error, began time.Time) error {
+// snapshot came, zero for an origin write; seen is how often the gate's bell had
+// rung before the write looked at anything.
+func (s *snapshot) moreSpace(ctx context.Context, c *core, first, last Chunk, why error, began time.Time, seen uint64) error {
 	if s.health.settled() {
 		return nil
 	}
@@ -70,7 +85,7 @@ func (s *snapshot) moreSpace(ctx context.Context, c *core, first, last Chunk, wh
 	case brokenOff(err) && ctx.Err() != nil:
 		return err
 	case s.pauses() && (errors.Is(err, ErrFull) || outOfSpace(err)):
-		return s.pause(ctx, err, began)
+		return s.pause(ctx, err, began, seen)
 	}
 	return s.noSpace(err, began.IsZero())
 }
@@ -140,7 +155,7 @@ func (p *pauseTime) at(now time.Time) time.Time {
 }
 
 // pause lets a write wait for a while.
-func (s *snapshot) pause(ctx context.Context, why error, began time.Time) error {
+func (s *snapshot) pause(ctx context.Context, why error, began time.Time, seen uint64) error {
 	limit := s.space.policies.Load().PauseTime
 	now, origin := time.Now(), began.IsZero()
 	s.mu.Lock()
@@ -165,12 +180,8 @@ func (s *snapshot) pause(ctx context.Context, why error, began time.Time) error 
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
-	bell := s.o.gate.bell.wait()
-	if s.o.gate.isShut() || !origin && s.stopping.Load() {
-		return errAgain // it rang before
-	}
 	select {
-	case <-bell:
+	case <-s.o.gate.bell.after(seen):
 	case <-t.C:
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for room on the COW device: %w", ctx.Err())

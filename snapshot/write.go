@@ -45,6 +45,7 @@ func (s *snapshot) writable() (*core, error) {
 // write writes one piece.
 func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, fua bool) error {
 	var began time.Time // when it first had to wait for room
+	seen := s.o.gate.bell.count()
 	for {
 		if c.mapped(off, n) {
 			return s.writeMapped(ctx, c, w, off, n, nil, fua)
@@ -79,10 +80,13 @@ func (s *snapshot) write(ctx context.Context, c *core, w payload, off, n int64, 
 			if began.IsZero() {
 				began = time.Now()
 			}
-			if err := s.moreSpace(ctx, c, c.chunkOf(off), c.chunkOf(off+n-1), full, began); err == errAgain && s.stopping.Load() {
-				return target.ErrPostponed
-			} else if err != nil && err != errAgain {
+			err := s.moreSpace(ctx, c, c.chunkOf(off), c.chunkOf(off+n-1), full, began, seen)
+			if err != nil && err != errAgain {
 				return err
+			}
+			seen = s.o.gate.bell.count()
+			if err == errAgain && s.stopping.Load() {
+				return target.ErrPostponed
 			}
 			continue
 		}
