@@ -2,6 +2,7 @@ package kcopyd
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -70,33 +71,32 @@ func TestYield_SlowDevice(t *testing.T) {
 // While requests come copies take about a third of the time, one at a time; they
 // are never shut out, and go at full speed afterwards.
 func TestThrottle_GivesWay(t *testing.T) {
-	th := NewThrottle(100)
-	th.Came()
-	if !th.tryBegin() {
-		t.Fatal("the first I/O has to wait")
-	}
-	if th.tryBegin() {
-		t.Error("two at a time while somebody waits")
-	}
-	time.Sleep(2 * time.Millisecond) // sleep: the I/O takes this long
-	th.Came()
-	th.end()
-	if th.tryBegin() {
-		t.Error("no pause")
-	}
-	if err := th.Begin(t.Context(), 4096); err != nil { // after the pause
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	for time.Since(begin) < time.Duration(quiet)*tick {
-		time.Sleep(time.Millisecond) // sleep: the limit is a time
-	}
-	for range 2 {
+	synctest.Test(t, func(t *testing.T) {
+		th := NewThrottle(100)
+		th.Came()
 		if !th.tryBegin() {
-			t.Error("copies give way to nobody")
+			t.Fatal("the first I/O has to wait")
 		}
-	}
-	for range 3 {
-		th.End()
-	}
+		if th.tryBegin() {
+			t.Error("two at a time while somebody waits")
+		}
+		time.Sleep(2 * time.Millisecond) // sleep: the I/O takes this long by the clock of the test
+		th.Came()
+		th.end()
+		if th.tryBegin() {
+			t.Error("no pause")
+		}
+		if err := th.Begin(t.Context(), 4096); err != nil { // after the pause
+			t.Fatal(err)
+		}
+		time.Sleep(quietTimes * 2 * time.Millisecond) // sleep: nobody comes any more
+		for range 2 {
+			if !th.tryBegin() {
+				t.Error("copies give way to nobody")
+			}
+		}
+		for range 3 {
+			th.End()
+		}
+	})
 }

@@ -53,6 +53,24 @@ func (c *clients) until(args ...string) error {
 	}
 }
 
+// gone removes a device if it is there. That there is none is right where the
+// worker died over the first try.
+func (c *clients) gone(name string) error {
+	list, err := c.shown(name)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	for tried := false; ; tried = true {
+		cut, err := c.verb("remove", name)
+		if tried && err != nil && strings.Contains(err.Error(), "no mapped device") {
+			return nil
+		}
+		if !cut {
+			return err
+		}
+	}
+}
+
 // shown lists which of the names are devices.
 func (c *clients) shown(names ...string) (list []string, err error) {
 	for _, n := range names {
@@ -152,15 +170,11 @@ func (c *clients) groups(a, b string, at int64) {
 			return fmt.Errorf("a group shows two instants: %d and %d", counts[0], counts[1])
 		}
 		for _, name := range names {
-			if _, err := c.verb("snapshot", "rm", name); err != nil && !strings.Contains(err.Error(), "no device") {
+			if _, err := c.verb("snapshot", "rm", name); err != nil {
 				return err
 			}
-			if list, err := c.shown(name); err != nil {
+			if err := c.gone(name); err != nil {
 				return err
-			} else if len(list) > 0 {
-				if err := c.until("remove", name); err != nil && !strings.Contains(err.Error(), "no device") {
-					return err
-				}
 			}
 		}
 		return nil
