@@ -246,11 +246,7 @@ func (m *mergeTarget) run(ctx context.Context) {
 		if n == 0 {
 			n = mergeStart >> shift
 		}
-		n = min(n, mergeMost>>shift, maxMergeEntries)
-		if most := m.s.group.o.MergeBytes; most > 0 {
-			n = min(n, int(most>>shift))
-		}
-		n = max(1, n)
+		n = max(1, min(n, int(m.mostBytes()>>shift), maxMergeEntries))
 		begin := time.Now()
 		finished, err := m.step(ctx, n)
 		m.rate.add(time.Now(), m.done.Load())
@@ -271,6 +267,19 @@ func (m *mergeTarget) run(ctx context.Context) {
 			n /= 2
 		}
 	}
+}
+
+// mostBytes bounds a step. One that a rate made long would be lost again and again
+// where the daemon is killed, or the device suspended, before it has ended.
+func (m *mergeTarget) mostBytes() int64 {
+	most := int64(mergeMost)
+	if rate := m.throttle.Rate(); rate > 0 {
+		most = min(most, rate/int64(time.Second/mergeTime)/4)
+	}
+	if given := m.s.group.o.MergeBytes; given > 0 {
+		most = min(most, given)
+	}
+	return most
 }
 
 // waitPause returns when the merge may go on, false when it is to stop.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
@@ -495,4 +496,39 @@ func TestMerge_Policies(t *testing.T) {
 	if err != nil || side.Name != "s" || side.Policies["merge-throttle"] != "100" || side.Policies["merge-paused"] != "no" {
 		t.Errorf("%+v %v", side, err)
 	}
+}
+
+// A merge that a throttle makes slow gets on, however often its daemon is killed:
+// its steps are short.
+func TestMerge_SlowGetsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, Options{})
+		o := l.mem("o", 2048)
+		fill(t, o, oldSeed)
+		l.mem("c", 2100)
+		s := l.live("0 2048 snapshot o c P 16")
+		if err := s.write(2, 0, 2048); err != nil {
+			t.Fatal(err)
+		}
+		want, err := s.read(0, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.close()
+		tb := l.paused("0 2048 snapshot-merge o c P 16")
+		for _, words := range []string{"throttle 1m/s", "continue"} {
+			if _, err := tb.merge().Message(t.Context(), strings.Fields(words)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(200 * time.Millisecond) // sleep: of the clock of the test
+		if n := tb.merge().done.Load(); n < 100<<10 {
+			t.Errorf("%d bytes are merged after 200 ms, at a MiB a second", n)
+		}
+		<-tb.merge().stopped
+		if got := content(t, o); !bytes.Equal(got, want) {
+			t.Error(firstDifference(got, want))
+		}
+		tb.close()
+	})
 }
