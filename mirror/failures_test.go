@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -296,6 +297,43 @@ func TestHeld_Healed(t *testing.T) {
 		t.Error("the legs differ")
 	}
 	tb.close()
+}
+
+// TestHeld_HealedBefore: a request that a leg failed does not wait for ever when the
+// mirror is back in sync before it is held.
+func TestHeld_HealedBefore(t *testing.T) {
+	for op, do := range map[string]func(tb *table) error{
+		"write": func(tb *table) error { return doWrite(tb, 3) },
+		"flush": func(tb *table) error {
+			if err := doWrite(tb, 3); err != nil {
+				return err
+			}
+			return tb.Flush(context.Background())
+		},
+	} {
+		t.Run(op, func(t *testing.T) {
+			tb, faults := failureLab(t, "disk 2 log 8", " 1 handle_errors", Policies{})
+			heals := sync.OnceFunc(func() {
+				faults["b"].Set()
+				if _, err := tb.Message(context.Background(), []string{"recover"}); err != nil {
+					t.Error(err)
+				}
+				tb.settled()
+				if s := tb.short(); s != "16 AA A" {
+					t.Errorf("status %q", s)
+				}
+			})
+			tb.env.Record = heals // before the request is held
+			faults["b"].SetText(op + " errno=EIO")
+			if err := result(t, start(func() error { return do(tb) })); err != nil {
+				t.Error(err)
+			}
+			if string(content(t, tb.l.devs["a"])) != string(content(t, tb.l.devs["b"])) {
+				t.Error("the legs differ")
+			}
+			tb.close()
+		})
+	}
 }
 
 // TestHeld_Limits: a held write ends with its caller, and with the hold time.

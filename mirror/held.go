@@ -14,8 +14,9 @@ type hold struct{ since time.Time }
 
 // hold waits until the mirror is in sync again, which is no error: the write
 // has to be done again. A suspend ends the wait, and a suspended mirror holds
-// nothing (kernel: hold_bio).
-func (m *mirror) hold(ctx context.Context) error {
+// nothing (kernel: hold_bio). seen is the count of redo when the write was found to
+// be one to hold: what came since counts.
+func (m *mirror) hold(ctx context.Context, seen uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.heldLocked(); err != nil {
@@ -24,7 +25,7 @@ func (m *mirror) hold(ctx context.Context) error {
 	h := &hold{since: time.Now()}
 	m.held[h] = struct{}{}
 	defer delete(m.held, h)
-	for again := m.redo; ; {
+	for m.redo == seen {
 		limit, released := m.policies.HoldTime, m.released
 		m.mu.Unlock()
 		err := waitLimit(ctx, released, h.since, limit)
@@ -32,10 +33,11 @@ func (m *mirror) hold(ctx context.Context) error {
 		if err == nil {
 			err = m.heldLocked()
 		}
-		if err != nil || m.redo != again {
+		if err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // heldLocked is the answer to a held write while the mirror is suspended, nil

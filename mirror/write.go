@@ -63,8 +63,9 @@ func (m *mirror) issue(ctx context.Context, p piece, c *change) (again bool, err
 	if !m.o.Hooks.NoLogWait {
 		logErr = m.dirty.commit(p.seq)
 	}
-	if m.logStops(logErr) {
-		return m.failed(ctx, p, logErr, false)
+	if stop, seen := m.logStops(logErr); stop {
+		defer m.leave(p) // it may still come: the regions stay dirty
+		return m.answer(ctx, logErr, seen)
 	}
 	step.At("mirror-marked")
 	mask, first := m.onEach(m.allLegs(), c, p.off, p.n)
@@ -77,7 +78,7 @@ func (m *mirror) issue(ctx context.Context, p piece, c *change) (again bool, err
 		return m.issueEach(ctx, p, c)
 	}
 	m.failLegs(uint64(mask), writeError, first)
-	return m.failed(ctx, p, first, true)
+	return m.failed(ctx, p, first)
 }
 
 // issueEach does a piece again, region by region, to find out which of them
@@ -104,31 +105,29 @@ func (m *mirror) issueNosync(ctx context.Context, p piece, c *change) (again boo
 	stop := m.legFailure && m.params.handleErrors && !m.params.keepLog
 	m.mu.Unlock()
 	if stop {
-		return m.failed(ctx, p, nil, true)
+		return m.failed(ctx, p, nil)
 	}
 	err = c.do(m.defaultLeg(), p.off, p.n)
 	m.leave(p)
 	return false, err
 }
 
-// logStops notes an error of the log and tells whether no leg may be written.
-func (m *mirror) logStops(err error) bool {
+// logStops notes an error of the log and tells whether no leg may be written; seen is
+// the count of redo then.
+func (m *mirror) logStops(err error) (stops bool, seen uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
 		m.logFailure = true
 	}
-	return m.logFailure && m.params.handleErrors && m.policies.LogFailure == LogHold
+	return m.logFailure && m.params.handleErrors && m.policies.LogFailure == LogHold, m.redo
 }
 
-// failed answers a write that was issued and failed on a leg, or was not as
-// there is no log, and leaves its regions (kernel: do_failures).
-func (m *mirror) failed(ctx context.Context, p piece, why error, issued bool) (again bool, err error) {
-	if !issued {
-		defer m.leave(p) // it may still come: the regions stay dirty
-		return m.answer(ctx, why)
-	}
+// failed answers a write that failed on a leg, or would, and leaves its regions
+// (kernel: do_failures).
+func (m *mirror) failed(ctx context.Context, p piece, why error) (again bool, err error) {
 	m.mu.Lock()
+	seen := m.redo // they can be recovered from here on
 	m.inSync = false
 	for r := p.first; r <= p.last; r++ {
 		m.loseLocked(r)
@@ -138,15 +137,15 @@ func (m *mirror) failed(ctx context.Context, p piece, why error, issued bool) (a
 	m.leaveLocked(p)
 	m.mu.Unlock()
 	m.saveMarks()
-	return m.answer(ctx, why)
+	return m.answer(ctx, why, seen)
 }
 
 // logLocked tells whether the log has failed, where that matters.
 func (m *mirror) logLocked() bool { return m.logFailure && m.policies.LogFailure == LogHold }
 
 // answer decides what the caller of a failed write or flush gets: an error,
-// success, or nothing yet.
-func (m *mirror) answer(ctx context.Context, why error) (again bool, err error) {
+// success, or nothing yet. seen is for [mirror.hold].
+func (m *mirror) answer(ctx context.Context, why error, seen uint64) (again bool, err error) {
 	m.mu.Lock()
 	dead := m.valid() < 0 || m.params.keepLog && m.logLocked()
 	m.mu.Unlock()
@@ -154,7 +153,7 @@ func (m *mirror) answer(ctx context.Context, why error) (again bool, err error) 
 	case dead:
 		return false, m.ioError(why)
 	case m.params.handleErrors && !m.params.keepLog:
-		err := m.hold(ctx)
+		err := m.hold(ctx, seen)
 		return err == nil, err
 	}
 	return false, nil
@@ -174,18 +173,18 @@ func (m *mirror) Flush(ctx context.Context) error {
 	}
 	for {
 		err := m.dirty.commit(m.dirty.last())
-		stopped := m.logStops(err) && !m.over()
-		if !stopped {
+		stops, seen := m.logStops(err)
+		if !stops || m.over() {
 			var mask uint64
 			number := m.beginFlush()
 			if mask, err = m.flushLegs(); mask == 0 {
 				m.endFlush(number)
 				return nil
 			}
-			m.flushFailed(mask, err)
+			seen = m.flushFailed(mask, err)
 			m.saveMarks()
 		}
-		if again, err := m.answer(ctx, err); !again {
+		if again, err := m.answer(ctx, err, seen); !again {
 			return err
 		}
 	}
@@ -201,14 +200,15 @@ func (m *mirror) over() bool {
 }
 
 // flushFailed notes legs that did not flush: what was written to them may be
-// lost.
-func (m *mirror) flushFailed(mask uint64, err error) {
+// lost. It gives the count of redo.
+func (m *mirror) flushFailed(mask uint64, err error) (seen uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.failLegsLocked(mask, writeError, err)
 	m.inSync = false
 	m.flushFailure = true
 	m.loseWrittenLocked()
+	return m.redo
 }
 
 // Discard goes to all legs, whatever the states of the regions. A leg that
