@@ -21,7 +21,7 @@ type Device struct {
 
 	gate    *gate
 	live    atomic.Pointer[table] // changes only while the gate is shut and drained
-	noflush atomic.Bool           // a suspend without flush is going on or has ended in suspension
+	noflush atomic.Uint64         // odd: a suspend without flush is going on or has ended in suspension; each beginning and each end counts one
 	clean   atomic.Bool           // suspended, and every write ever answered is durable
 	dead    atomic.Bool           // the manager closes: requests that wait get an error
 	name    atomic.Pointer[string]

@@ -36,8 +36,9 @@ func (f *faults) meet(ctx context.Context, op faultrule.Op, name string, off, n 
 // again when a target gives the request back.
 func (f *faults) inside(ctx context.Context, op string, off, n int64, write bool, do func(t *table) error) error {
 	for {
+		seen := f.d.noflush.Load()
 		err := f.insideOnce(ctx, op, off, n, write, do)
-		if err == nil || !f.d.again(ctx, err) {
+		if err == nil || !f.d.again(ctx, err, seen) {
 			return err
 		}
 	}

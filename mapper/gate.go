@@ -43,11 +43,18 @@ func (g *gate) leave() {
 	}
 }
 
-// wait returns when the gate opens, or with an error when ctx ends first.
-func (g *gate) wait(ctx context.Context) error {
+// opening is closed when the gate opens or somebody wakes those who wait; nil: it is
+// open. Who waits asks for it before he looks at anything else, so that no wake is
+// missed that comes between the look and the wait.
+func (g *gate) opening() <-chan struct{} {
 	g.mu.Lock()
-	opened := g.opened
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	return g.opened
+}
+
+// wait returns when opened, of [gate.opening], is closed, or with an error when ctx
+// ends first.
+func (g *gate) wait(ctx context.Context, opened <-chan struct{}) error {
 	if opened == nil {
 		return nil
 	}

@@ -21,13 +21,14 @@ func (d *Device) begin(ctx context.Context) (*table, error) {
 			d.gate.leave()
 			return nil, errNoTable
 		}
+		opened := d.gate.opening()
 		if d.live.Load() == nil {
 			return nil, errNoTable
 		}
 		if d.dead.Load() {
 			return nil, errDead
 		}
-		if err := d.gate.wait(ctx); err != nil {
+		if err := d.gate.wait(ctx, opened); err != nil {
 			return nil, fmt.Errorf("%w while device %s is suspended", err, d.Name())
 		}
 	}
@@ -39,11 +40,14 @@ func (d *Device) end() { d.gate.leave() }
 // during a suspend without flush (kernel: dm_handle_requeue), or when the target
 // had only waited. Then it returns when the gate is shut, or the suspend was
 // given up: the target would only give it back once more.
-func (d *Device) again(ctx context.Context, err error) bool {
-	if errors.Is(err, target.ErrRequeue) {
-		return d.noflush.Load()
-	}
-	if !errors.Is(err, target.ErrPostponed) {
+//
+// The request is no longer inside, so that the suspend may be over: seen is the
+// count of [Device.noflush] before the request began.
+func (d *Device) again(ctx context.Context, err error, seen uint64) bool {
+	switch {
+	case errors.Is(err, target.ErrPostponed):
+	case errors.Is(err, target.ErrRequeue) && (d.givesBack() || d.noflush.Load() != seen):
+	default:
 		return false
 	}
 	if begun := d.suspending.Load(); begun != nil {
@@ -70,9 +74,10 @@ func (d *Device) read(ctx context.Context, p []byte, off int64) (done int, err e
 
 func (d *Device) readLive(ctx context.Context, p []byte, off int64) (done int, err error) {
 	for {
+		seen := d.noflush.Load()
 		n, err := d.readOnce(ctx, p[done:], off+int64(done))
 		done += n
-		if err == nil || !d.again(ctx, err) {
+		if err == nil || !d.again(ctx, err, seen) {
 			return done, err
 		}
 	}
@@ -113,9 +118,10 @@ func (d *Device) write(ctx context.Context, p []byte, off int64, fua bool) (done
 
 func (d *Device) writeLive(ctx context.Context, p []byte, off int64, fua bool) (done int, err error) {
 	for {
+		seen := d.noflush.Load()
 		n, err := d.writeOnce(ctx, p[done:], off+int64(done), fua)
 		done += n
-		if err == nil || !d.again(ctx, err) {
+		if err == nil || !d.again(ctx, err, seen) {
 			return done, err
 		}
 	}
@@ -161,8 +167,9 @@ func (d *Device) Flush(ctx context.Context) (err error) {
 
 func (d *Device) flushLive(ctx context.Context) error {
 	for {
+		seen := d.noflush.Load()
 		err := d.flushOnce(ctx)
-		if err == nil || !d.again(ctx, err) {
+		if err == nil || !d.again(ctx, err, seen) {
 			return err
 		}
 	}
@@ -221,9 +228,10 @@ func (d *Device) discardLive(ctx context.Context, off, n int64) error {
 // pieces cuts a range at segment borders and calls one for each piece.
 func (d *Device) pieces(ctx context.Context, op string, off, n int64, write bool, one func(*segment, int64, int64) error) error {
 	for n > 0 {
+		seen := d.noflush.Load()
 		done, err := d.piecesOnce(ctx, op, off, n, write, one)
 		off, n = off+done, n-done
-		if err != nil && !d.again(ctx, err) {
+		if err != nil && !d.again(ctx, err, seen) {
 			return err
 		}
 	}

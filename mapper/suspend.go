@@ -50,14 +50,14 @@ func (d *Device) isSuspended() bool {
 func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	t := d.live.Load()
 	flush := t != nil && !t.lost && !o.NoFlush && !o.NoLockFS
-	d.noflush.Store(o.NoFlush)
+	d.setNoFlush(o.NoFlush)
 	defer d.beginSuspend()()
 	if t != nil {
 		t.presuspend(o.NoFlush)
 	}
 	// The targets hear of the undo before a request reaches them again.
 	undo := func(err error, shut bool) error {
-		d.noflush.Store(false)
+		d.setNoFlush(false)
 		if t != nil {
 			t.presuspendUndo()
 		}
@@ -94,6 +94,16 @@ func (d *Device) suspend(ctx context.Context, o SuspendOptions) error {
 	d.report(EventSuspend, "")
 	return nil
 }
+
+// setNoFlush notes whether targets may give requests back. The caller has the turn.
+func (d *Device) setNoFlush(on bool) {
+	if d.givesBack() != on {
+		d.noflush.Add(1)
+	}
+}
+
+// givesBack says whether targets may give requests back.
+func (d *Device) givesBack() bool { return d.noflush.Load()&1 == 1 }
 
 // beginSuspend has requests that a target postpones wait until the gate is shut;
 // what it returns ends that where the suspend is given up before.
@@ -204,7 +214,7 @@ func (d *Device) swap(ctx context.Context, next *table) (old *table, err error) 
 	old = d.live.Load()
 	if old != nil {
 		old.live.Store(false)
-		if d.noflush.Load() {
+		if d.givesBack() {
 			// Its writes are not flushed; a later flush reaches only the new
 			// table's devices, so this is the last moment (promise 1). The old
 			// devices may hang, so it is done when the table is destroyed.
@@ -250,7 +260,7 @@ func (d *Device) resume(swapped bool) error {
 	d.mu.Lock()
 	d.suspended = false
 	d.mu.Unlock()
-	d.noflush.Store(false)
+	d.setNoFlush(false)
 	d.clean.Store(false)
 	d.gate.open()
 	step.At("resume-open")

@@ -283,6 +283,69 @@ func TestSuspend_PostponedRequestsWaitForTheGate(t *testing.T) {
 	wantKind(t, "the write", end(t, "the write", write), blockdev.ErrInterrupted)
 }
 
+// A request that was given back is outside of the gate: the suspend may have ended
+// before it is known what becomes of it.
+func TestSuspend_GivenBackRequestsAreQueuedAfterTheEndToo(t *testing.T) {
+	m, p, _ := newProbed(t, nil)
+	d := mustCreate(t, m, "d", "0 8 probe a")
+	noflush := SuspendOptions{NoFlush: true}
+	suspend := func(o SuspendOptions) {
+		t.Helper()
+		if err := d.Suspend(limit(t), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	giveUp := func() {
+		t.Helper()
+		hold := p.stopAt("a read")
+		read := later(func() error { _, err := d.ReadAt(limit(t), make([]byte, 512), 0); return err })
+		reached(t, hold)
+		ctx, cancel := context.WithCancel(limit(t))
+		cancel()
+		wantKind(t, "suspend", d.Suspend(ctx, noflush), blockdev.ErrInterrupted)
+		close(hold.release)
+		if err := end(t, "the read", read); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		before func()
+		after  func()
+		want   bool
+	}{
+		{"suspended", func() {}, func() { suspend(noflush) }, true},
+		{"resumed", func() {}, func() { suspend(noflush); mustResume(t, d) }, true},
+		{"given up", func() {}, giveUp, true},
+		{"begun while suspended", func() { suspend(noflush) }, func() { mustResume(t, d) }, true},
+		{"with a flush", func() {}, func() { suspend(SuspendOptions{}); mustResume(t, d) }, false},
+		{"no suspend", func() { suspend(noflush); mustResume(t, d) }, func() {}, false},
+	} {
+		c.before()
+		seen := d.noflush.Load()
+		c.after()
+		if got := d.again(limit(t), target.ErrRequeue, seen); got != c.want {
+			t.Errorf("%s: queued again: %v", c.name, got)
+		}
+		mustResume(t, d)
+	}
+}
+
+// Who waits at the gate misses no wake that comes between his look and his wait.
+func TestGate_WakeBeforeTheWait(t *testing.T) {
+	g := newGate()
+	g.shut()
+	opening := g.opening()
+	g.wake()
+	if err := g.wait(limit(t), opening); err != nil {
+		t.Error(err)
+	}
+	g.open()
+	if err := g.wait(limit(t), g.opening()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSuspend_GivenBackWithoutSuspendIsAnError(t *testing.T) {
 	m, p, _ := newProbed(t, nil)
 	d := mustCreate(t, m, "d", "0 8 probe a")
