@@ -26,7 +26,7 @@ type space struct {
 
 	probing   bool        // a write has met a full disk
 	short     bool        // less could be taken than was wanted, and an event told so
-	working   atomic.Bool // a worker is under way
+	working   atomic.Bool // a worker is under way and has not looked yet
 	work      sync.WaitGroup
 	noReserve atomic.Bool // the file system cannot take space beforehand
 
@@ -116,10 +116,10 @@ func (s *snapshot) workLocked(c *core) {
 		return
 	}
 	s.space.work.Go(func() {
-		defer s.space.working.Store(false)
 		s.space.turn <- struct{}{}
 		defer func() { <-s.space.turn }()
 		s.mu.Lock()
+		s.space.working.Store(false) // what is given out from here on may want another
 		_, _, need := c.store.bounds()
 		s.mu.Unlock()
 		if err := s.makeSpace(c, need); err != nil {

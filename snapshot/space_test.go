@@ -118,6 +118,34 @@ func TestGrow_Ahead(t *testing.T) {
 	})
 }
 
+// What is given out while a worker makes room may want another one.
+func TestGrow_AheadOfTheWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, Options{})
+		fill(t, l.mem("o", 64<<10), 1)
+		l.mem("c", 64<<10)
+		look := &looked{Lower: l.devs["c"]}
+		l.devs["c"] = look
+		snap := l.live("0 65536 snapshot o c P 8")
+		s := snap.snap()
+		work := func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.workLocked(s.core.Load())
+		}
+		workers := 0
+		second := func() { workers++ }
+		first := func() { workers++; look.then.Store(&second); work() }
+		look.then.Store(&first)
+		work()
+		synctest.Wait()
+		if workers != 2 {
+			t.Errorf("%d workers looked, want 2", workers)
+		}
+		snap.close()
+	})
+}
+
 // A device cannot grow; what follows is said and done.
 func TestGrow_Device(t *testing.T) {
 	l := newLab(t, Options{})
