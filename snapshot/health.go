@@ -71,6 +71,7 @@ func (s *snapshot) invalidate(why error) {
 	s.markInvalid(why)
 	s.env.Event()
 	close(h.done)
+	s.o.gate.bell.ring() // nobody waits for room in it
 }
 
 // markInvalid writes on the disk that the snapshot is invalid: in the header of

@@ -395,6 +395,7 @@ func TestPause_HearsAtOnce(t *testing.T) {
 		"suspend of the snapshot": func(p *paused) error { p.snap.suspend(); return target.ErrPostponed },
 		"suspend of the origin":   func(p *paused) error { p.org.suspend(); return target.ErrPostponed },
 		"other policies":          func(p *paused) error { p.snap.policy("overflow=invalidate"); return nil },
+		"the snapshot is lost":    func(p *paused) error { p.snap.snap().invalidate(errors.New("on purpose")); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

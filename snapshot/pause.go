@@ -236,7 +236,6 @@ func (s *snapshot) noSpace(why error, origin bool) error {
 	switch {
 	case origin:
 		s.invalidate(why)
-		s.o.gate.bell.ring()
 		return nil
 	case outOfSpace(why):
 		return why
