@@ -48,6 +48,7 @@ type mergeTarget struct {
 	unpaused chan struct{}      // closed when a pause ends; nil: not paused; guarded by mu
 	started  time.Time          // of the first run; guarded by mu
 	why      error              // of the last failure; guarded by mu
+	whose    chan struct{}      // stopped of the run that failed; guarded by mu
 	rate     mergeRate
 
 	keeping sync.Mutex   // one change of the policies; held while they are written
@@ -276,6 +277,10 @@ func (m *mergeTarget) Resume() {
 func (m *mergeTarget) start() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.startLocked()
+}
+
+func (m *mergeTarget) startLocked() {
 	if m.stop != nil || m.finished.Load() || m.plain() || m.s.core.Load() == nil || m.s.env.ReadOnly {
 		return
 	}

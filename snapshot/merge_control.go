@@ -223,22 +223,22 @@ func (m *mergeTarget) retry() error {
 		return nil
 	}
 	m.mu.Lock()
-	stopped := m.stopped
-	suspended := m.stop == nil
-	m.mu.Unlock()
-	if suspended {
+	defer m.mu.Unlock()
+	whose := m.whose
+	if m.stop != nil && m.stopped == whose {
+		m.mu.Unlock()
+		<-whose // the run that failed is at its end
+		m.mu.Lock()
+	}
+	switch {
+	case m.stop == nil:
 		return fmt.Errorf("%w: snapshot-merge: the device is suspended, and its resume tries again", blockdev.ErrInvalid)
-	}
-	<-stopped // the run that failed is at its end
-	m.mu.Lock()
-	again := m.stopped == stopped // nobody else was faster
-	if again {
+	case m.stopped == whose:
 		m.stop = nil
-	}
-	m.mu.Unlock()
-	if again {
 		m.failed.Store(false)
-		m.start()
+		m.startLocked()
+	case m.whose == whose: // a resume has begun another run
+		m.failed.Store(false)
 	}
 	return nil
 }

@@ -309,9 +309,9 @@ func (m *mergeTarget) finish() {
 
 func (m *mergeTarget) fail(err error) {
 	m.mu.Lock()
-	m.why = err
-	m.mu.Unlock()
+	m.why, m.whose = err, m.stopped
 	m.failed.Store(true)
+	m.mu.Unlock()
 	m.s.log().WithError(err).Error("the merge has failed; the message continue, or a suspend and resume, tries again")
 	m.notice("merge failed: " + err.Error())
 }

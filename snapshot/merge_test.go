@@ -461,6 +461,42 @@ func TestMerge_ContinueAfterFailure(t *testing.T) {
 	tb.close()
 }
 
+// Where a resume has begun another run, there is nothing to wait for.
+func TestMerge_ContinueBesideAResume(t *testing.T) {
+	l := newLab(t, Options{})
+	o := l.mem("o", 64)
+	fill(t, o, oldSeed)
+	l.mem("c", 512)
+	want := scattered(l, 64, 8, 6)
+	f := l.fault("o")
+	tb := l.paused("0 64 snapshot-merge o c P 8")
+	f.SetText("write errno=EIO")
+	tb.goOn()
+	tb.suspend()
+	f.SetText("write hang")
+	if err := tb.resume(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { _, err := tb.merge().Message(context.Background(), []string{"continue"}); done <- err }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-soon(t).Done():
+		t.Error("the message waits for the merge")
+	}
+	f.SetText("")
+	f.Release()
+	<-tb.merge().stopped
+	if got := content(t, o); !bytes.Equal(got, want) {
+		t.Errorf("the origin: %s", firstDifference(got, want))
+	}
+	wantStatus(t, tb, "16/512 16")
+	tb.close()
+}
+
 // Policies are all or none, and come back after a restart where the COW file has
 // a sidecar.
 func TestMerge_Policies(t *testing.T) {
