@@ -167,14 +167,23 @@ func outcome(t *testing.T, what string, done chan error) error {
 // pauses waits until writes wait for room in a snapshot.
 func pauses(t *testing.T, d *harness.Daemon, name string, done chan error) {
 	t.Helper()
+	pausesWith(t, d, name, done, func(snapshotNow) bool { return true })
+}
+
+// pausesWith waits until writes wait for room and the rest is so, too, and returns
+// what it was then: a writer that gets no processor for a while is not seen to wait.
+func pausesWith(t *testing.T, d *harness.Daemon, name string, done chan error, also func(snapshotNow) bool) (u snapshotNow) {
+	t.Helper()
 	harness.Eventually(t, overflowLimit, "a pause", func() bool {
 		select {
 		case err := <-done:
 			t.Fatalf("the write does not wait: %v", err)
 		default:
 		}
-		return usageOf(t, d, name).State == "paused"
+		u = usageOf(t, d, name)
+		return u.State == "paused" && also(u)
 	})
+	return u
 }
 
 // Somebody else fills the disk below the COW files. Under no policy is a write to
@@ -218,12 +227,15 @@ func TestOverflow_FullDisk(t *testing.T) {
 					small.fill(3 * mib)
 					before := usageOf(t, d, "s").EventNr
 					done := running(func() error { return writeAll(dev, 'w', 0, 12*mib) })
-					if c.state == "paused" {
-						pauses(t, d, "s", done)
+					var u snapshotNow
+					if c.state == "paused" { // its event comes a moment later
+						u = pausesWith(t, d, "s", done, func(u snapshotNow) bool { return u.EventNr != before })
 					} else if err := outcome(t, "the write", done); !errors.Is(err, c.err) {
 						t.Errorf("the write: %v, expected %v", err, c.err)
 					}
-					u := usageOf(t, d, "s")
+					if c.state != "paused" {
+						u = usageOf(t, d, "s")
+					}
 					if u.State != c.state || u.EventNr == before {
 						t.Errorf("state %q with %d events more, expected %q and an event", u.State, u.EventNr-before, c.state)
 					}
@@ -355,17 +367,28 @@ func TestOverflow_PauseHindersNothing(t *testing.T) {
 	}
 }
 
-// follow collects the events; the result stops and returns them.
+// follow collects the events from now on; the result stops and returns them.
 func follow(t *testing.T, d *harness.Daemon) func() string {
 	t.Helper()
 	c := exec.Command(harness.Binary(t), "events", "--follow")
 	c.Env = append(os.Environ(), d.Env()...)
-	var out bytes.Buffer
-	c.Stdout = &out
+	out, err := os.Create(d.Path("events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	c.Stdout = out
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
 	done := running(c.Wait)
+	text := func() string {
+		b, err := os.ReadFile(out.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
 	var stopped bool
 	stop := func() string {
 		if !stopped {
@@ -373,9 +396,15 @@ func follow(t *testing.T, d *harness.Daemon) func() string {
 			_ = c.Process.Signal(syscall.SIGINT)
 			_ = outcome(t, "events", done)
 		}
-		return out.String()
+		return text()
 	}
 	t.Cleanup(func() { stop() })
+	// It hears what happens when it is connected.
+	harness.Eventually(t, overflowLimit, "events are followed", func() bool {
+		d.Must("create", "mark", "--table", "0 8 zero")
+		d.Must("remove", "mark")
+		return strings.Contains(text(), "mark")
+	})
 	return stop
 }
 
