@@ -287,6 +287,7 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 				if !ok {
 					break
 				}
+				e.ready = e.ready || line == "ready"
 				e.final = e.final || line == "final"
 				k.reported(w, line, trial)
 			}
