@@ -57,9 +57,43 @@ func withoutPreemption() {
 	os.Exit(1)
 }
 
+// KeepURing keeps FUSE over io_uring as it is, on or off, until release is called:
+// whoever wants to switch it, in any process, waits.
+func KeepURing() (on bool, release func(), err error) {
+	turn, err := uringTurn()
+	if err != nil {
+		return false, nil, err
+	}
+	text, err := os.ReadFile(uringParam)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		turn.Close()
+		return false, nil, err
+	}
+	return len(text) > 0 && text[0] != 'N', func() { turn.Close() }, nil
+}
+
+// uringTurn is had by one process at a time, until it is closed. Without it one
+// would switch off what another has just switched on.
+func uringTurn() (*os.File, error) {
+	turn, err := os.OpenFile("/tmp/dmfuse-test-uring.turn", os.O_RDWR|os.O_CREATE, 0600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(turn.Fd()), unix.LOCK_EX); err != nil {
+		turn.Close()
+		return nil, err
+	}
+	return turn, nil
+}
+
 // EnableURing switches FUSE over io_uring on for new mounts, until restore is
 // called. Several processes may do so at a time: the last one sets it back.
 func EnableURing() (restore func(), err error) {
+	turn, err := uringTurn()
+	if err != nil {
+		return nil, err
+	}
+	defer turn.Close()
 	was, err := os.ReadFile(uringParam)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errors.New("this kernel has no FUSE over io_uring")
@@ -88,6 +122,9 @@ func EnableURing() (restore func(), err error) {
 	}
 	return func() {
 		defer lock.Close()
+		if turn, err := uringTurn(); err == nil {
+			defer turn.Close()
+		}
 		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 			return // somebody else wants it on
 		}
