@@ -257,7 +257,7 @@ func (w writer) end(err error) error {
 	if gone(err) {
 		return nil
 	}
-	if errors.Is(err, unix.EIO) && harness.Poll(2*time.Second, func() bool {
+	if errors.Is(err, unix.EIO) && harness.Poll(10*time.Second, func() bool {
 		_, err := os.Stat(w.path)
 		return gone(err)
 	}) {

@@ -97,21 +97,24 @@ func (r *lazyRig) addLazy(name string, chunk int64) {
 // were answered.
 func (r *lazyRig) round(round int) int {
 	r.t.Helper()
-	if round%2 == 1 { // stores that have every chunk allot no more
-		i := r.rng.IntN(3)
-		name := fmt.Sprintf("s%d", i)
-		r.removeSnapshot(name)
-		r.addLazy(name, []int64{8, 128, 1}[i])
+	// Stores that have every chunk allot no more, and need no note.
+	for i, chunk := range []int64{8, 128, 1} {
+		if r.lose && round > 0 || !r.lose && round%6 == 2*i+1 {
+			name := fmt.Sprintf("s%d", i)
+			r.removeSnapshot(name)
+			r.addLazy(name, chunk)
+		}
 	}
 	var answered atomic.Int64
 	var writers sync.WaitGroup
-	busy := make(chan struct{}, 64)
+	busy := make(map[string]chan struct{})
 	for name, v := range r.views {
+		busy[name] = make(chan struct{}, 2)
 		for part := range int64(2) {
 			w := writer{path: r.d.Dev(name), m: v.m, rng: rand.New(rand.NewPCG(r.rng.Uint64(), uint64(part))), seed: &r.seed,
 				part: part, parts: 2, sectors: r.sectors, direct: true, pages: true}
 			writers.Go(func() {
-				n, err := w.run(busy)
+				n, err := w.run(busy[name])
 				answered.Add(int64(n))
 				if err != nil {
 					r.t.Errorf("%s: %v", name, err)
@@ -119,11 +122,16 @@ func (r *lazyRig) round(round int) int {
 			})
 		}
 	}
-	for range len(r.views) {
+	for name, v := range r.views {
 		select {
-		case <-busy:
+		case <-busy[name]:
 		case <-time.After(30 * time.Second):
 			r.t.Fatal("the writers write nothing")
+		}
+		if r.lose && v.chunk != 0 { // the first writes are committed while the note is made
+			harness.Eventually(r.t, 30*time.Second, name+" answers first", func() bool {
+				return strings.Contains(r.d.Must("message", name, "0", "usage"), `"commit":"lazy"`)
+			})
 		}
 	}
 	<-time.After(time.Duration(r.rng.Int64N(int64(60 * time.Millisecond))))

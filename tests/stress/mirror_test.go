@@ -251,8 +251,8 @@ func firstDifference(got, want []byte) string {
 
 // duringSync: a synchronisation that is slow enough to be met by all of fio.
 func (x *mirrors) duringSync() {
-	x.d.Must("message", mirrorName, "0", "throttle", "1m/s")
 	x.inSync()
+	x.d.Must("message", mirrorName, "0", "throttle", "1m/s")
 	x.d.Must("message", mirrorName, "0", "resync")
 	x.during(true, func() {
 		if n, of, _ := x.status(); n == of {
