@@ -225,10 +225,10 @@ func TestWorkerKilled_AtEachStep(t *testing.T) {
 				_ = os.Remove(c.d.Path("steps", step))
 			}
 			if !harness.Poll(time.Minute, func() bool { return dead() || len(c.errs) > 0 }) {
-				t.Fatalf("no worker came to the step %s\n%s\n%s", step, c.d.Must("info", "-c"), harness.Run(t, "pgrep", "-fa", "no-autostart").Stdout)
+				t.Fatalf("no worker came to the step %s\n%s\n%s", step, c.d.CLI("info", "-c"), harness.Run(t, "pgrep", "-fa", "no-autostart").Stdout)
 			}
 			if len(c.errs) > 0 {
-				t.Fatalf("a worker died at the step %s: %v\n%s", step, <-c.errs, c.d.Must("status"))
+				t.Fatalf("a worker died at the step %s: %v\n%s", step, <-c.errs, c.d.CLI("status"))
 			}
 			t.Logf("%s after %v", step, time.Since(began).Round(time.Millisecond))
 		}
