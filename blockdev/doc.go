@@ -31,8 +31,8 @@
 //  4. A file is never made longer by a write, also where it shrank meanwhile;
 //     only [Grow] does that. Data is never mapped into memory.
 //  5. Abilities are optional interfaces ([Zeroer], [Discarder], [Extenter],
-//     [FUAWriter], [Grower], [Preallocator], [BlockSizer], [Identified]); the
-//     function of the same name uses them or does without. [ErrUnsupported]
+//     [FUAWriter], [Grower], [Preallocator], [Writebacker], [BlockSizer],
+//     [Identified]); the function of the same name uses them or does without. [ErrUnsupported]
 //     means that nothing was changed.
 //  6. An error says device, operation and range ([Error]) and is of one kind
 //     ([Kind]). Bytes before it may have been written, as the count tells.

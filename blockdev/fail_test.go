@@ -35,7 +35,11 @@ func tooLarge(t *testing.T) string {
 // we report it to all.
 func TestLostWrite(t *testing.T) {
 	for name, fail := range map[string]func(h *Handle) error{
-		"flush":         func(h *Handle) error { return h.Flush() },
+		"flush": func(h *Handle) error { return h.Flush() },
+		"flush behind a write-back": func(h *Handle) error {
+			h.BeginWriteback(0, 1<<20)
+			return h.Flush()
+		},
 		"durable write": func(h *Handle) error { _, err := h.WriteFUA(make([]byte, 512<<10), 0); return err },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -239,21 +239,23 @@ func commitJobs(jobs []outJob) (out outcome) {
 		_ = jobs[0].s.finish(jobs[0].c, jobs[0].own, jobs[0].err) // is in the unit
 		return outcomeOf(jobs)
 	}
-	var mine *outJob // the one that takes long and is led here
+	var slow []*outJob // those that take long and that nobody leads
 	for i := range jobs {
 		j := &jobs[i]
 		switch {
 		case j.own == nil || !j.s.ready(j.own, j.err, false):
 		case j.s.commitsFast():
 			j.s.lead(j.c, j.own)
-		case mine == nil:
-			mine = j
 		default:
-			go j.s.lead(j.c, nil)
+			slow = append(slow, j)
 		}
 	}
-	if mine != nil {
-		mine.s.lead(mine.c, mine.own)
+	if len(slow) > 0 {
+		slow[0].s.group.sideBySide(len(slow))
+		for _, j := range slow[1:] {
+			go j.s.lead(j.c, nil)
+		}
+		slow[0].s.lead(slow[0].c, slow[0].own)
 	}
 	return outcomeOf(jobs)
 }

@@ -60,11 +60,11 @@
 // # Saving together
 //
 // Origin writes that come at the same time, where there are several snapshots,
-// take turns: who has the turn allots, copies and, where that is fast, commits for
-// all who wait (together.go). To wait for a turn is to wait for copies of others
-// that have begun, and the one who has it waits for no request. Each write then
-// looks by itself whether all its snapshots are safe (rule 2), and only then waits
-// for units of others.
+// take turns: who has the turn allots, copies and commits for all who wait, at all
+// snapshots side by side where commits take long (together.go). To wait for a turn
+// is to wait for copies and commits of others that have begun, and the one who has
+// it waits for no request. Each write then looks by itself whether all its
+// snapshots are safe (rule 2), and only then waits for units of others.
 //
 // # Failures
 //

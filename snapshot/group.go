@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/kcopyd"
@@ -28,6 +29,9 @@ type Options struct {
 	TransientDir string
 	// MergeBytes is the most that one step of a merge takes; 0: as much as is quick.
 	MergeBytes int64
+	// AtOnce is told when more barriers than ever before are to run side by side;
+	// nil: nobody is told.
+	AtOnce func(barriers int)
 	// Hooks break the rules of the package on purpose. For tests only.
 	Hooks Hooks
 }
@@ -69,6 +73,8 @@ type Group struct {
 
 	mu      sync.Mutex
 	origins map[blockdev.ID]*origin
+
+	atOnce atomic.Int32 // barriers, at most so far
 
 	tables sync.Map // the files of saved tables that are of open stores
 
@@ -193,4 +199,13 @@ func (o *origin) removeLocked(s *snapshot) {
 		return
 	}
 	o.snaps = slices.Concat(o.snaps[:i], o.snaps[i+1:])
+}
+
+// sideBySide says that n commits that take long are to run at once.
+func (g *Group) sideBySide(n int) {
+	for most := g.atOnce.Load(); n > 1 && int32(n) > most; most = g.atOnce.Load() {
+		if g.atOnce.CompareAndSwap(most, int32(n)) && g.o.AtOnce != nil {
+			g.o.AtOnce(n)
+		}
+	}
 }

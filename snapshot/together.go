@@ -84,9 +84,10 @@ func (o *origin) wait(ctx context.Context, snaps []*snapshot, from, to int64) (o
 // saveTogether saves for those who have waited longest, if me still waits. The
 // caller has the turn, which is given back.
 //
-// Where commits are fast the turn ends with them, so that many wait for the next
-// one: it takes few system calls for all. Where they take long it ends with the
-// copies: those that come meanwhile make theirs, and share the next commit.
+// The turn ends with the commits, so that many wait for the next one: it takes few
+// system calls, and few barriers, for all. Where commits take long and more waited
+// than one turn can save it ends with the copies: the next turn makes its own
+// meanwhile, and they share a commit.
 func (o *origin) saveTogether(snaps []*snapshot, me *waiter) bool {
 	held := true
 	leave := func() {
@@ -96,7 +97,7 @@ func (o *origin) saveTogether(snaps []*snapshot, me *waiter) bool {
 		}
 	}
 	defer leave()
-	batch := o.turns.take(snaps, me)
+	batch, more := o.turns.take(snaps, me)
 	if batch == nil {
 		return false
 	}
@@ -106,7 +107,7 @@ func (o *origin) saveTogether(snaps []*snapshot, me *waiter) bool {
 	}
 	slices.SortFunc(ranges, func(a, b outRange) int { return int(min(max(a.from-b.from, -1), 1)) })
 	jobs := o.copyJobs(snaps, ranges)
-	if slices.ContainsFunc(jobs, func(j outJob) bool { return !j.s.commitsFast() }) {
+	if more && slices.ContainsFunc(jobs, func(j outJob) bool { return !j.s.commitsFast() }) {
 		leave()
 	}
 	out := commitJobs(jobs)
@@ -117,9 +118,9 @@ func (o *origin) saveTogether(snaps []*snapshot, me *waiter) bool {
 	return true
 }
 
-// take takes the first waiters from the list, as many as fit into one turn; none
-// if me is no longer there.
-func (t *turns) take(snaps []*snapshot, me *waiter) []*waiter {
+// take takes the first waiters from the list, as many as fit into one turn, and
+// tells whether there are more; none if me is no longer there.
+func (t *turns) take(snaps []*snapshot, me *waiter) (batch []*waiter, more bool) {
 	chunk := int64(0) // the largest
 	for _, s := range snaps {
 		chunk = max(chunk, s.core.Load().bytes())
@@ -127,7 +128,7 @@ func (t *turns) take(snaps []*snapshot, me *waiter) []*waiter {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if me.taken {
-		return nil
+		return nil, false
 	}
 	n, sum := 0, int64(0)
 	for n < len(t.list) {
@@ -137,12 +138,12 @@ func (t *turns) take(snaps []*snapshot, me *waiter) []*waiter {
 		}
 		n++
 	}
-	batch := slices.Clone(t.list[:n])
+	batch = slices.Clone(t.list[:n])
 	for _, w := range batch {
 		w.taken = true
 	}
 	t.list = slices.Delete(t.list, 0, n)
-	return batch
+	return batch, len(t.list) > 0
 }
 
 // copySame copies the chunks of all jobs if they are few, and the same for each of
@@ -169,10 +170,11 @@ func (o *origin) copySame(jobs []outJob) bool {
 	last := es[len(es)-1].old
 	b := (*bp)[:n-(c.offset(last+1)-s.sourceEnd(c.offset(last+1)))]
 	zero, err := readChunks(s.source, c, es, b)
+	several := len(jobs) > first+1
 	for i := range jobs {
 		if j := &jobs[i]; j.own != nil {
 			if j.err = err; err == nil {
-				j.err = j.s.saveChunks(j.c, j.own.es, b, zero)
+				j.err = j.s.saveChunks(j.c, j.own.es, b, zero, several)
 			}
 		}
 	}
@@ -215,8 +217,9 @@ func isZero(p []byte) bool {
 
 // saveChunks writes the chunks of es, one behind the other in b, to where they
 // belong. Those of zeros cost nothing where the COW device is known to be zero,
-// and else no space if it can do without.
-func (s *snapshot) saveChunks(c *core, es []exception, b []byte, zero []bool) error {
+// and else no space if it can do without. several says that other snapshots get
+// theirs beside.
+func (s *snapshot) saveChunks(c *core, es []exception, b []byte, zero []bool, several bool) error {
 	for i := 0; i < len(es); {
 		k := i + 1
 		for k < len(es) && es[k].new == es[k-1].new+1 && zero[k] == zero[i] {
@@ -228,7 +231,9 @@ func (s *snapshot) saveChunks(c *core, es []exception, b []byte, zero []bool) er
 		hole := zero[i] && (c.store.fresh(es[i].new, es[k-1].new) || len(p) >= holeMin)
 		switch {
 		case !hole:
-			err = writeAll(s.cow, p, at, false)
+			if err = writeAll(s.cow, p, at, false); err == nil && several && !s.commitsFast() {
+				blockdev.BeginWriteback(s.cow, at, int64(len(p))) // while the other snapshots get theirs
+			}
 		case !c.store.fresh(es[i].new, es[k-1].new):
 			err = blockdev.Zero(s.cow, at, int64(len(p)), true)
 		}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/dmfuse/dmfuse/blockdev"
 	"github.com/dmfuse/dmfuse/blockdev/devtest"
@@ -146,6 +148,80 @@ func testTogether(t *testing.T) {
 			l.org.want(2, start, 2)
 		}
 		l.org.want(1, 1000, 1)
+		l.close()
+	}
+}
+
+// TestTogether_SlowCommits: while commits take long, those who come wait for their
+// end and are then saved in one turn, with one commit for each snapshot, side by
+// side. More than fit into a turn are copied while the turn before commits.
+func TestTogether_SlowCommits(t *testing.T) { synctest.Test(t, testTogetherSlow) }
+
+func testTogetherSlow(t *testing.T) {
+	for _, c := range []struct {
+		chunk                blockdev.Sector
+		early, writes, syncs int // of data after one commit and a half; in all; commits at most
+	}{
+		{8, 2, 2, 2},
+		{128, 3, 3, 3},
+	} {
+		var atOnce []int
+		l := &outLab{lab: newLab(t, Options{AtOnce: func(n int) { atOnce = append(atOnce, n) }}), log: devtest.NewLog()}
+		fill(t, l.mem("o", 2048), 1)
+		faults := map[string]*devtest.Fault{}
+		for _, cow := range []string{"a", "b", "c"} {
+			l.mem(cow, 8000)
+			l.devs[cow] = l.log.Wrap(cow, l.devs[cow])
+			faults[cow] = l.fault(cow)
+			l.snaps = append(l.snaps, l.live(fmt.Sprintf("0 2048 snapshot o %s P %d", cow, c.chunk)))
+		}
+		l.org = l.live("0 2048 snapshot-origin o")
+		for _, f := range faults {
+			f.SetText("flush delay=1s")
+		}
+		l.count()
+		write := func(i blockdev.Sector) <-chan error {
+			return async(func() error { return l.org.write(2, i*c.chunk, 2) })
+		}
+		begin := time.Now()
+		all := []<-chan error{write(0)}
+		synctest.Wait() // its commits are under way
+		for i := range blockdev.Sector(6) {
+			all = append(all, write(i+1))
+		}
+		time.Sleep(1500 * time.Millisecond)
+		got := map[string]int{}
+		add := func() {
+			for what, n := range l.count() {
+				got[what] += n
+			}
+		}
+		if add(); got["a write"] != c.early {
+			t.Errorf("chunks of %d: %v after one commit and a half, wanted %d writes of data", c.chunk, got, c.early)
+		}
+		for _, ch := range all {
+			if err := result(t, ch); err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(begin).Round(100 * time.Millisecond); took > time.Duration(c.syncs)*time.Second {
+			t.Errorf("chunks of %d: it took %v, as the commits of three snapshots do that are not side by side", c.chunk, took)
+		}
+		add()
+		for _, cow := range []string{"a", "b", "c"} {
+			if got[cow+" write"] != c.writes || got[cow+" flush"] > c.syncs || got[cow+" fua"] > c.syncs {
+				t.Errorf("chunks of %d: %v, wanted %d writes of data and at most %d commits", c.chunk, got, c.writes, c.syncs)
+			}
+		}
+		if !slices.Equal(atOnce, []int{3}) {
+			t.Errorf("told of barriers at once: %v, wanted 3, once", atOnce)
+		}
+		for _, f := range faults {
+			f.SetText("")
+		}
+		for _, s := range l.snaps {
+			s.want(1, 0, 2048)
+		}
 		l.close()
 	}
 }

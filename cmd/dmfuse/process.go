@@ -5,6 +5,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/pprof"
+	"sync"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -23,21 +24,57 @@ func prepareProcess(log logrus.FieldLogger) {
 	}
 }
 
-// processors prepares for the readers of the mount, which wait for requests
-// inside a system call and occupy a P of the Go scheduler there, until its
-// monitor notices: up to 10 ms later. When all are occupied that long, requests
-// that are ready to go on wait, and on a machine with few CPUs they often are.
-// So there is a P more for each reader. The number of readers may follow from
-// that of the Ps when the mount is made, which must be that of the CPUs: the
-// function returned is to be called behind that, with the number of readers.
-// GOMAXPROCS in the environment is left alone.
-func processors() (spare func(readers int)) {
+// processors is the number of Ps of the Go scheduler. A goroutine inside a system
+// call occupies one until the monitor of the scheduler notices: 20 µs later at
+// best, up to 10 ms when little goes on. When all are occupied that long, goroutines
+// that are ready to go on wait, and on a machine with few CPUs they often are. So
+// there is a P more for each reader of the mount, which waits for requests, and
+// for each of the barriers that are to run side by side: else they would begin one
+// after the other. GOMAXPROCS in the environment is left alone.
+type processors struct {
+	mu       sync.Mutex
+	cpus     int // 0: not counted yet, or left alone; guarded by mu, as all
+	readers  int
+	barriers int
+}
+
+// barriersMost is how many barriers have a P each.
+const barriersMost = 16
+
+// count makes a P for each CPU. The number of readers may follow from that when
+// the mount is made: it is to be called before.
+func (p *processors) count() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if os.Getenv("GOMAXPROCS") != "" {
-		return func(int) {}
+		return
 	}
 	runtime.SetDefaultGOMAXPROCS()
-	n := runtime.GOMAXPROCS(0)
-	return func(readers int) { runtime.GOMAXPROCS(n + readers) }
+	p.cpus = runtime.GOMAXPROCS(0)
+}
+
+// forReaders adds one for each reader, when the mount has been made.
+func (p *processors) forReaders(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.readers = n
+	p.setLocked()
+}
+
+// forBarriers adds one for each of n barriers that run at once.
+func (p *processors) forBarriers(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n = min(n, barriersMost); n > p.barriers {
+		p.barriers = n
+		p.setLocked()
+	}
+}
+
+func (p *processors) setLocked() {
+	if p.cpus > 0 && p.readers > 0 {
+		runtime.GOMAXPROCS(p.cpus + p.readers + p.barriers)
+	}
 }
 
 // ioFlusher tells the kernel that memory is freed by our work (dirty pages of

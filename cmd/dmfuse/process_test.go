@@ -6,23 +6,37 @@ import (
 )
 
 // The mount is made with one P for each CPU, then there is one P more for each
-// reader. A second daemon in the process counts the same.
+// reader, and for each barrier beside others. A second daemon in the process counts
+// the same.
 func TestProcessors(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(before)
 	t.Setenv("GOMAXPROCS", "")
-	for range 2 {
-		spare := processors()
-		n := runtime.GOMAXPROCS(0)
-		spare(5)
-		if got, want := runtime.GOMAXPROCS(0), n+5; got != want {
-			t.Errorf("%d Ps after the mount with %d, want %d", got, n, want)
+	ps := func(what string, want int) {
+		t.Helper()
+		if got := runtime.GOMAXPROCS(0); got != want {
+			t.Errorf("%d Ps %s, want %d", got, what, want)
 		}
+	}
+	for range 2 {
+		var p processors
+		p.count()
+		n := runtime.GOMAXPROCS(0)
+		p.forBarriers(2)
+		ps("before the mount", n)
+		p.forReaders(5)
+		ps("after the mount", n+5+2)
+		p.forBarriers(8)
+		p.forBarriers(4)
+		ps("with eight barriers", n+5+8)
+		p.forBarriers(1000)
+		ps("with a thousand barriers", n+5+barriersMost)
 	}
 	runtime.GOMAXPROCS(3)
 	t.Setenv("GOMAXPROCS", "3")
-	processors()(5)
-	if got := runtime.GOMAXPROCS(0); got != 3 {
-		t.Errorf("%d Ps, though the environment says 3", got)
-	}
+	var p processors
+	p.count()
+	p.forReaders(5)
+	p.forBarriers(8)
+	ps("though the environment says 3", 3)
 }

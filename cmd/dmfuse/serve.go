@@ -193,6 +193,7 @@ type daemon struct {
 	lock      *os.File
 	set       *target.Set // see types
 	snapshots *snapshot.Group
+	ps        processors
 	manager   *mapper.Manager
 	mount     *fs.Server
 	mountDev  devNum // of the file system that mount is

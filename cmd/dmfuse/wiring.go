@@ -24,7 +24,7 @@ import (
 // origins to their snapshots.
 func (d *daemon) types() *target.Set {
 	if d.set == nil {
-		o := snapshot.Options{Log: d.log, Notes: d.notes(), Hooks: snapshot.Hooks{NoNoteRecord: d.testFault().has("late-note")}}
+		o := snapshot.Options{Log: d.log, AtOnce: d.ps.forBarriers, Notes: d.notes(), Hooks: snapshot.Hooks{NoNoteRecord: d.testFault().has("late-note")}}
 		if d.worker != nil {
 			o.TransientDir = d.stateDir()
 		}
@@ -87,7 +87,7 @@ func (d *daemon) newManager() (*mapper.Manager, error) {
 
 // newMount shows the devices as files.
 func (d *daemon) newMount() (*fs.Server, error) {
-	spare := processors()
+	d.ps.count()
 	o := fs.Options{
 		Dir: d.o.mount, AllowOther: d.o.allowOther, Transport: fs.Transport(d.o.transport), Log: d.log,
 	}
@@ -101,7 +101,7 @@ func (d *daemon) newMount() (*fs.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	spare(s.Readers())
+	d.ps.forReaders(s.Readers())
 	return s, nil
 }
 
