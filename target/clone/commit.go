@@ -119,6 +119,7 @@ func (c *clone) giveBits(list []bitSector) {
 	for i := range list {
 		c.dirty[list[i].n] = struct{}{}
 	}
+	c.loops.wake(loopCommit) // it may have found nothing to do meanwhile
 }
 
 // fail ends the writing of metadata after a commit that failed; doubt says that

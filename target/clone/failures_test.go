@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -117,6 +118,26 @@ func TestCommit_OnceASecond(t *testing.T) {
 		if n := l.fault("m").Hits(0); n < 3 || n > 5 {
 			t.Errorf("%d commits in 5 s with writes in 3 of them", n)
 		}
+		if c.pending() {
+			t.Error("there are bits left")
+		}
+		l.stop(c)
+	})
+}
+
+// A flush that is given up leaves its bits to the next commit, which comes by itself.
+func TestCommit_AfterAFlushThatIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, 4*labRegion)
+		c := l.start("1 no_hydration")
+		l.write(c, 0, 8, 'w')
+		// It lasts until the loop has looked.
+		l.fault("d").SetText(fmt.Sprintf("flush count=1 delay=%v errno=EINTR", 2*commitInterval))
+		if err := c.Flush(context.Background()); blockdev.Kind(err) != blockdev.ErrInterrupted {
+			t.Errorf("the flush: %v", err)
+		}
+		time.Sleep(2 * commitInterval)
+		synctest.Wait()
 		if c.pending() {
 			t.Error("there are bits left")
 		}
