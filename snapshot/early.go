@@ -264,11 +264,14 @@ func (s *snapshot) commitLater(c *core) {
 	}
 }
 
-// commitNow commits what was answered, unless somebody does. It keeps nobody from
-// being answered meanwhile.
+// commitNow commits what was answered, or has it committed by who leads. It keeps
+// nobody from being answered meanwhile.
 func (s *snapshot) commitNow(c *core) {
 	s.mu.Lock()
 	u := s.early.last
+	if u != nil {
+		s.early.want = max(s.early.want, u.ticket+1)
+	}
 	lead := u != nil && !s.leading
 	s.leading = s.leading || lead
 	s.mu.Unlock()

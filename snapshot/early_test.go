@@ -81,6 +81,31 @@ func TestLazy_Clock(t *testing.T) {
 	})
 }
 
+// TestLazy_KickBesideALeader: what was answered is committed when that is wanted, also
+// when somebody leads who would not have.
+func TestLazy_KickBesideALeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, _ := lazyLab(t, Hooks{})
+		f := l.fault("c")
+		tb := l.live(lazyLine)
+		tb.mustWrite(2, 16, 8)
+		f.SetText("flush count=1 hang")
+		flush := async(func() error { return tb.Flush(context.Background()) })
+		awaitHanging(t, f, 1)
+		tb.mustWrite(3, 64, 8)
+		tb.wantAnswered(2)
+		tb.snap().kickCommit()
+		synctest.Wait()
+		f.Release()
+		if err := result(t, flush); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		tb.wantAnswered(0)
+		tb.close()
+	})
+}
+
 // TestLazy_Many: a batch that is full is committed at once, and the note never
 // runs out of places.
 func TestLazy_Many(t *testing.T) {
