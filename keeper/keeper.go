@@ -249,11 +249,11 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 				reports = nil
 				continue
 			}
+			e.hear(line)
 			if line == "ready" {
-				e.ready, late = true, nil
+				late = nil
 				w.calm()
 			}
-			e.final = e.final || line == "final"
 			if at, ok := strings.CutPrefix(line, "restoring "); ok {
 				e.at = at
 				continue // which is no sign of life
@@ -287,13 +287,18 @@ func (k *keeper) attend(w *running, trial bool) (e end) {
 				if !ok {
 					break
 				}
-				e.ready = e.ready || line == "ready"
-				e.final = e.final || line == "final"
+				e.hear(line)
 				k.reported(w, line, trial)
 			}
 			return e.with(s, time.Since(w.began))
 		}
 	}
+}
+
+// hear adds what the worker says of itself.
+func (e *end) hear(line string) {
+	e.ready = e.ready || line == "ready"
+	e.final = e.final || line == "final"
 }
 
 // with adds how the process ended.
