@@ -160,6 +160,14 @@ func (tb *table) suspend() {
 	}
 }
 
+// message sends one that is to be understood.
+func (tb *table) message(words ...string) {
+	tb.l.t.Helper()
+	if _, err := tb.Target.(target.Messager).Message(context.Background(), words); err != nil {
+		tb.l.t.Fatal(err)
+	}
+}
+
 // live loads a table and resumes it.
 func (l *lab) live(line string, changes ...change) *table {
 	l.t.Helper()

@@ -286,9 +286,7 @@ func TestMerge_StopsAtOnce(t *testing.T) {
 	l.mem("c", 8192)
 	want := scattered(l, 4096, 8, 400)
 	tb := l.paused("0 4096 snapshot-merge o c P 8")
-	if _, err := tb.merge().Message(context.Background(), []string{"throttle", "1k/s"}); err != nil {
-		t.Fatal(err)
-	}
+	tb.message("throttle", "1k/s")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {

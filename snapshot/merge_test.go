@@ -26,9 +26,7 @@ func (l *lab) paused(line string, changes ...change) *table {
 	if err != nil {
 		l.t.Fatalf("load %q: %v", line, err)
 	}
-	if _, err := tb.merge().Message(context.Background(), []string{"pause"}); err != nil {
-		l.t.Fatal(err)
-	}
+	tb.message("pause")
 	if err := tb.resume(); err != nil {
 		l.t.Fatalf("resume %q: %v", line, err)
 	}
@@ -42,9 +40,7 @@ func (m *mergeTarget) stepOf(n int) (bool, error) { return m.step(context.Backgr
 func (tb *table) goOn() {
 	tb.l.t.Helper()
 	m := tb.merge()
-	if _, err := m.Message(context.Background(), []string{"continue"}); err != nil {
-		tb.l.t.Fatal(err)
-	}
+	tb.message("continue")
 	select {
 	case <-m.stopped:
 	case <-soon(tb.l.t).Done():
@@ -431,17 +427,24 @@ func TestMerge_RestartInAHandover(t *testing.T) {
 	}
 }
 
-// A merge that failed says why, and goes on when it is told to.
-func TestMerge_ContinueAfterFailure(t *testing.T) {
+// failedMerge is a merge whose origin o fails by f; want is what the snapshot shows.
+func failedMerge(t *testing.T) (tb *table, o *blockdev.Mem, f *devtest.Fault, want []byte) {
+	t.Helper()
 	l := newLab(t, Options{})
-	o := l.mem("o", 64)
+	o = l.mem("o", 64)
 	fill(t, o, oldSeed)
 	l.mem("c", 512)
-	want := scattered(l, 64, 8, 6)
-	f := l.fault("o")
-	tb := l.paused("0 64 snapshot-merge o c P 8")
+	want = scattered(l, 64, 8, 6)
+	f = l.fault("o")
+	tb = l.paused("0 64 snapshot-merge o c P 8")
 	f.SetText("write errno=EIO")
 	tb.goOn()
+	return tb, o, f, want
+}
+
+// A merge that failed says why, and goes on when it is told to.
+func TestMerge_ContinueAfterFailure(t *testing.T) {
+	tb, o, f, want := failedMerge(t)
 	jobs := tb.merge().Jobs()
 	if len(jobs) != 1 || jobs[0].State != target.JobFailed || !strings.Contains(jobs[0].Detail, "copying to the origin") {
 		t.Fatalf("jobs: %+v", jobs)
@@ -463,15 +466,7 @@ func TestMerge_ContinueAfterFailure(t *testing.T) {
 
 // Where a resume has begun another run, there is nothing to wait for.
 func TestMerge_ContinueBesideAResume(t *testing.T) {
-	l := newLab(t, Options{})
-	o := l.mem("o", 64)
-	fill(t, o, oldSeed)
-	l.mem("c", 512)
-	want := scattered(l, 64, 8, 6)
-	f := l.fault("o")
-	tb := l.paused("0 64 snapshot-merge o c P 8")
-	f.SetText("write errno=EIO")
-	tb.goOn()
+	tb, o, f, want := failedMerge(t)
 	tb.suspend()
 	f.SetText("write hang")
 	if err := tb.resume(); err != nil {
@@ -552,11 +547,8 @@ func TestMerge_SlowGetsOn(t *testing.T) {
 		}
 		s.close()
 		tb := l.paused("0 2048 snapshot-merge o c P 16")
-		for _, words := range []string{"throttle 1m/s", "continue"} {
-			if _, err := tb.merge().Message(t.Context(), strings.Fields(words)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		tb.message("throttle", "1m/s")
+		tb.message("continue")
 		time.Sleep(200 * time.Millisecond) // sleep: of the clock of the test
 		if n := tb.merge().done.Load(); n < 100<<10 {
 			t.Errorf("%d bytes are merged after 200 ms, at a MiB a second", n)

@@ -18,9 +18,7 @@ import (
 // policy sets policies by message.
 func (tb *table) policy(words ...string) {
 	tb.l.t.Helper()
-	if _, err := tb.Target.(target.Messager).Message(context.Background(), append([]string{"policy"}, words...)); err != nil {
-		tb.l.t.Fatal(err)
-	}
+	tb.message(append([]string{"policy"}, words...)...)
 }
 
 // told are the texts that a table told, and forgets them.

@@ -430,9 +430,7 @@ func TestSaved_Merge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := next.merge().Message(context.Background(), []string{"pause"}); err != nil {
-		t.Fatal(err)
-	}
+	next.message("pause")
 	tb.suspend()
 	if err := next.resume(); err != nil {
 		t.Fatal(err)
